@@ -1,0 +1,1 @@
+"""The agents that come with Tutti: one capability each, heavy imports inside."""

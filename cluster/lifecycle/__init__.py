@@ -1,0 +1,1 @@
+"""State machines as data: every status and every legal move."""

@@ -1,0 +1,1 @@
+"""Scheduling arithmetic: pure decisions about who goes first, where, and how many."""
