@@ -1,0 +1,1 @@
+"""The wire contract and the modules generated from it."""
