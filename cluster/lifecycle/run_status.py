@@ -40,8 +40,12 @@ _TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLE
 
 
 class RunEventKind(StrEnum):
-    """What can happen to a Run. The values are the names clients see in event streams (`run.started`)."""
+    """What can happen to a Run. The values are the names clients see in event streams (`run.started`).
 
+    SUBMITTED and REPRIORITISED move nothing.
+    """
+
+    SUBMITTED = "run.submitted"
     QUEUED = "run.queued"
     STARTED = "run.started"
     RETRYING = "run.retrying"
@@ -50,6 +54,7 @@ class RunEventKind(StrEnum):
     SUCCEEDED = "run.succeeded"
     FAILED = "run.failed"
     CANCELLED = "run.cancelled"
+    REPRIORITISED = "run.reprioritised"
 
 
 def _table() -> Mapping[tuple[RunStatus, RunEventKind], RunStatus]:

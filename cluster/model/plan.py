@@ -38,7 +38,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     multiplier: float = 2.0
 
 
-class ResourceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class ResourceRequest(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """What one execution needs. None means: whatever the pool gives."""
 
     num_cpus: float | None = None

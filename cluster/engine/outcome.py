@@ -1,0 +1,32 @@
+"""What `advance` gives back: changes for the store, commands for the shell."""
+
+from __future__ import annotations
+
+from cluster.errors import TuttiError
+from cluster.model.commands import Command
+from cluster.model.view import RunEvent
+
+__all__ = ["Outcome"]
+
+
+class Outcome:
+    """The effect of one event on one Run.
+
+    Attributes:
+        accepted: Whether the event changed anything; a late or doubled result does not.
+        changed_units: (step, item) of StepRuns whose record must be written.
+        new_results: (step, item) of StepRuns whose output must be written.
+        events: For the Run's event stream, in order.
+        commands: What to do after the commit.
+        refusal: Why a client's request was refused, or None.
+    """
+
+    __slots__ = ("accepted", "changed_units", "commands", "events", "new_results", "refusal")
+
+    def __init__(self) -> None:
+        self.accepted = False
+        self.changed_units: list[tuple[int, int]] = []
+        self.new_results: list[tuple[int, int]] = []
+        self.events: list[RunEvent] = []
+        self.commands: list[Command] = []
+        self.refusal: TuttiError | None = None

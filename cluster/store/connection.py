@@ -1,0 +1,60 @@
+"""How a process reaches Redis, and how Redis's absence reads to callers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, RedisError, TimeoutError
+
+from cluster.errors import LimitExceeded, Unavailable
+
+__all__ = ["connect_redis", "redis_errors_as_ours"]
+
+_MAX_CONNECTIONS = 32
+_CONNECT_TIMEOUT_S = 2.0
+
+
+def connect_redis(url: str, socket_timeout_s: float | None = 10.0) -> Redis:
+    """Make a client with its own small pool.
+
+    Args:
+        url: redis://, rediss:// or unix://.
+        socket_timeout_s: Limit of one command; None for connections that block on purpose.
+
+    A command is tried twice: every script may be repeated (ids, digests and commit numbers make it safe), so a broken
+    connection is replaced without the caller noticing; a server that is away is reported at once.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=5.0,
+        socket_timeout=socket_timeout_s,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        retry=Retry(ConstantBackoff(0.05), 1),
+        retry_on_error=[ConnectionError, TimeoutError],
+    )
+    return Redis(connection_pool=pool)
+
+
+@contextmanager
+def redis_errors_as_ours() -> Iterator[None]:
+    """Turn what redis-py raises into the errors of this project.
+
+    Raises:
+        LimitExceeded: Redis is at its memory limit.
+        Unavailable: Redis cannot be reached, is loading, or does not answer.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        raise LimitExceeded("the store is full", retry_after_s=5.0) from error
+    except BusyLoadingError as error:
+        raise Unavailable("the store is loading its data", retry_after_s=2.0) from error
+    except (RedisError, OSError) as error:
+        if "MISCONF" in str(error) or "No space left" in str(error):
+            raise Unavailable("the store cannot write to its disk", retry_after_s=5.0) from error
+        raise Unavailable("the store cannot be reached", retry_after_s=1.0) from error
