@@ -54,8 +54,8 @@ def table_from_json(value: Json) -> tuple[Table, dict[str, Json]] | None:
     """See a table in a JSON value, if it is one.
 
     Taken are a list of objects, an object of equally long lists, `{"columns": […], "rows": [[…]]}`, an object
-    with one such list under a usual name (`{"results": [{…}]}`), a list of rows under a header row, and a list
-    of numbers.
+    with one such list under a usual name (`{"results": [{…}]}`), a list of rows under a header row, and a
+    list of numbers.
 
     Returns:
         The table and what stood beside it, or None where the value is something else.

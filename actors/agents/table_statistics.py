@@ -1,0 +1,280 @@
+"""Statistics of a table: what its columns hold, how they hang together, how they move, what stands out.
+
+Every number here is computed from the rows; nothing is sampled, so the same table gives the same numbers.
+This module refuses to put anything into words (`report_findings` does) and to hide a lack: what cannot be
+computed is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from actors.agents.associations import correlate, group_effects
+from actors.agents.columns import Column, label_of, read_columns
+from actors.agents.rounding import rounded
+from actors.agents.time_trends import trends_of
+from cluster.model.plan import Json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["describe_table"]
+
+_MAX_BINS = 24
+_MAX_CATEGORIES_SHOWN = 12
+_MAX_OUTLIERS_SHOWN = 20
+_ROBUST_Z_LIMIT = 3.5
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def describe_table(
+    item: dict[str, Json], step_done: Callable[[float, str], None] = lambda _fraction, _message: None
+) -> dict[str, Json]:
+    """Describe a table.
+
+    Args:
+        item: A table of the ingest: `input_id`, `columns`, `rows`.
+        step_done: Called with 0 to 1 and a line for people after each part; what it raises ends the work.
+
+    Returns:
+        `{input_id, num_rows, num_columns, num_missing, missing_fraction, num_duplicate_rows, columns,
+        correlations, group_effects, time_column, trends, outliers}`.
+    """
+    names, rows = item["columns"], item["rows"]
+    columns = read_columns(names, rows)
+    step_done(0.3, "columns read")
+    described = [_describe(column) for column in columns]
+    step_done(0.5, "columns described")
+    correlations = correlate(columns)
+    step_done(0.65, "correlations found")
+    effects = group_effects(columns)
+    time_column, trends = trends_of(columns, len(rows))
+    step_done(0.85, "trends found")
+    outliers = [found for column in columns if (found := _outliers(column, time_column))]
+    num_missing = sum(column.num_missing for column in columns)
+    num_cells = len(rows) * len(columns)
+    return {
+        "input_id": item["input_id"],
+        **({"name": item["name"]} if item.get("name") else {}),
+        "num_rows": len(rows),
+        "num_columns": len(columns),
+        "num_missing": num_missing,
+        "missing_fraction": rounded(num_missing / num_cells) if num_cells else 0.0,
+        "num_duplicate_rows": _num_duplicates(rows),
+        "columns": described,
+        "correlations": correlations,
+        "group_effects": effects,
+        "time_column": time_column.name if time_column else None,
+        "trends": trends,
+        "outliers": outliers,
+        **({"notes": item["notes"]} if item.get("notes") else {}),
+    }
+
+
+def _describe(column: Column) -> dict[str, Json]:
+    num_rows = len(column.cells)
+    described: dict[str, Json] = {
+        "name": column.name,
+        "kind": column.kind,
+        "num_missing": column.num_missing,
+        "missing_fraction": rounded(column.num_missing / num_rows) if num_rows else 0.0,
+        "num_invalid": column.num_invalid,
+        "num_distinct": len({str(cell) for cell in column.cells if cell is not None}),
+    }
+    if column.kind == "number" and column.numbers is not None:
+        described["is_whole"] = column.is_whole
+        described |= _distribution(column.numbers)
+    elif column.kind == "time" and column.instants_s is not None:
+        described |= _time_span(column.instants_s)
+    elif column.kind in ("category", "boolean", "text"):
+        described |= _frequencies(column)
+    return described
+
+
+def _distribution(numbers: NDArray[np.float64]) -> dict[str, Json]:
+    import numpy as np
+
+    present = numbers[np.isfinite(numbers)]
+    count = int(present.size)
+    if not count:
+        return {"count": 0}
+    mean = float(present.mean())
+    quantiles = [float(value) for value in np.quantile(present, _QUANTILES)]
+    return {
+        "count": count,
+        "sum": rounded(float(present.sum())),
+        "mean": rounded(mean),
+        "std": rounded(float(present.std(ddof=1))) if count > 1 else None,
+        "min": rounded(float(present.min())),
+        "max": rounded(float(present.max())),
+        "quantiles": {
+            f"p{round(share * 100):02d}": rounded(value)
+            for share, value in zip(_QUANTILES, quantiles, strict=True)
+        },
+        "skewness": _skewness(present),
+        "excess_kurtosis": _kurtosis(present),
+        "num_zero": int((present == 0).sum()),
+        "num_negative": int((present < 0).sum()),
+        "histogram": _histogram(present, quantiles[1], quantiles[3]),
+    }
+
+
+def _skewness(present: NDArray[np.float64]) -> float | None:
+    """Adjusted Fisher-Pearson coefficient G1. Source: Joanes and Gill, The Statistician 47 (1998)."""
+    count = present.size
+    if count < 3:
+        return None
+    deviations = present - present.mean()
+    spread = float((deviations**2).mean())
+    if spread <= 1e-24 * max(1.0, float(abs(present).max()) ** 2):
+        return None
+    skew = float((deviations**3).mean()) / spread**1.5
+    return rounded(skew * math.sqrt(count * (count - 1)) / (count - 2))
+
+
+def _kurtosis(present: NDArray[np.float64]) -> float | None:
+    """Excess kurtosis G2 with the small-sample correction. Source: Joanes and Gill, The Statistician 47
+    (1998)."""
+    count = present.size
+    if count < 4:
+        return None
+    deviations = present - present.mean()
+    spread = float((deviations**2).mean())
+    if spread <= 1e-24 * max(1.0, float(abs(present).max()) ** 2):
+        return None
+    excess = float((deviations**4).mean()) / spread**2 - 3
+    return rounded((count - 1) / ((count - 2) * (count - 3)) * ((count + 1) * excess + 6))
+
+
+def _histogram(present: NDArray[np.float64], lower: float, upper: float) -> dict[str, Json]:
+    """Count by equal bins over the bulk; what lies more than three quartile ranges out is counted beside
+    them.
+
+    The width follows Freedman and Diaconis, "On the histogram as a density estimator" (1981).
+    """
+    import numpy as np
+
+    spread = upper - lower
+    low, high = float(present.min()), float(present.max())
+    if spread > 0:
+        low, high = max(low, lower - 3 * spread), min(high, upper + 3 * spread)
+    if high <= low:
+        return {
+            "edges": [rounded(low), rounded(high)],
+            "counts": [int(present.size)],
+            "below": 0,
+            "above": 0,
+        }
+    width = 2 * spread / present.size ** (1 / 3) if spread > 0 else (high - low) / 10
+    num_bins = int(min(_MAX_BINS, max(5, math.ceil((high - low) / width))))
+    counts, edges = np.histogram(present, bins=num_bins, range=(low, high))
+    return {
+        "edges": [rounded(float(edge)) for edge in edges],
+        "counts": [int(count) for count in counts],
+        "below": int((present < low).sum()),
+        "above": int((present > high).sum()),
+    }
+
+
+def _time_span(instants_s: NDArray[np.float64]) -> dict[str, Json]:
+    import numpy as np
+
+    from actors.agents.time_trends import say_instant
+
+    present = np.sort(instants_s[np.isfinite(instants_s)])
+    if not present.size:
+        return {"count": 0}
+    gaps = np.diff(present)
+    first, last = float(present[0]), float(present[-1])
+    return {
+        "count": int(present.size),
+        "first": say_instant(first),
+        "last": say_instant(last),
+        "span_days": rounded((last - first) / 86_400),
+        "median_gap_s": rounded(float(np.median(gaps))) if gaps.size else None,
+        "is_sorted": bool((np.diff(instants_s[np.isfinite(instants_s)]) >= 0).all()),
+    }
+
+
+def _frequencies(column: Column) -> dict[str, Json]:
+    counts = Counter(label_of(cell) for cell in column.cells if cell is not None)
+    total = sum(counts.values())
+    top = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:_MAX_CATEGORIES_SHOWN]
+    shares = [count / total for count in counts.values()]
+    entropy = -sum(share * math.log(share) for share in shares)
+    described: dict[str, Json] = {
+        "count": total,
+        "top": [{"value": value, "count": count, "fraction": rounded(count / total)} for value, count in top],
+        "num_other": total - sum(count for _, count in top),
+        # 1 is an even spread over all values, 0 a single value.
+        "evenness": rounded(entropy / math.log(len(shares))) if len(shares) > 1 else None,
+    }
+    if column.kind == "text":
+        lengths = [len(str(cell)) for cell in column.cells if cell is not None]
+        described["mean_length"] = rounded(sum(lengths) / len(lengths))
+        described["top"] = described["top"][:3]
+    return described
+
+
+def _outliers(column: Column, time_column: Column | None) -> dict[str, Json] | None:
+    """Find numbers far from the rest by the modified z-score, on logarithms where those are the less skewed.
+
+    Where more than half of the numbers are equal the score has no scale; three quartile ranges are the fence
+    then. Source: Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993); Tukey, "Exploratory Data
+    Analysis".
+    """
+    import numpy as np
+
+    if column.kind != "number" or column.numbers is None:
+        return None
+    numbers = column.numbers
+    finite = np.isfinite(numbers)
+    if int(finite.sum()) < 10:
+        return None
+    scale, method = numbers, "robust z"
+    present = numbers[finite]
+    if float(present.min()) > 0:
+        raw, logged = _skewness(present), _skewness(np.log(present))
+        if raw is not None and logged is not None and raw > 1 and abs(logged) < raw / 2:
+            scale, method = np.log(np.where(finite, numbers, 1.0)), "robust z of logarithms"
+    inside = scale[finite]
+    median = float(np.median(inside))
+    deviation = float(np.median(np.abs(inside - median)))
+    if deviation > 0:
+        scores, limit = 0.6745 * (scale - median) / deviation, _ROBUST_Z_LIMIT
+    else:
+        lower, upper = (float(value) for value in np.quantile(inside, (0.25, 0.75)))
+        if upper <= lower:
+            return None
+        method, limit = "quartile range", 3.0
+        scores = np.where(scale > median, scale - upper, scale - lower) / (upper - lower)
+    outside = np.flatnonzero(finite & (np.abs(np.where(finite, scores, 0.0)) > limit))
+    if not outside.size:
+        return None
+    ranked = sorted((int(row) for row in outside), key=lambda row: (-abs(float(scores[row])), row))
+    return {
+        "column": column.name,
+        "method": method,
+        "limit": limit,
+        "num_outliers": len(ranked),
+        "fraction": rounded(len(ranked) / int(finite.sum())),
+        "num_high": int((scores[outside] > 0).sum()),
+        "num_low": int((scores[outside] < 0).sum()),
+        "rows": [
+            {
+                "row": row,
+                "value": rounded(float(numbers[row])),
+                "score": rounded(float(scores[row])),
+                **({"at": time_column.cells[row]} if time_column else {}),
+            }
+            for row in ranked[:_MAX_OUTLIERS_SHOWN]
+        ],
+    }
+
+
+def _num_duplicates(rows: list[list[Json]]) -> int:
+    return len(rows) - len({tuple((type(cell), cell) for cell in row) for row in rows})
