@@ -1,0 +1,1 @@
+"""The edge: HTTP, gRPC and the command line around one application."""

@@ -1,0 +1,89 @@
+"""Which process is which: a pid alone is not enough, because the system gives it to somebody else later.
+
+A mark is a pid with its start time. This module ends processes by mark only, never by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+import psutil
+
+__all__ = ["ProcessMark", "descendants_of", "end_processes", "find_process", "mark_of"]
+
+_SAME_START_S = 1.0
+"""Start times are derived from the boot time, which moves a little when the clock is set."""
+_KILL_WAIT_S = 5.0
+
+
+class ProcessMark(msgspec.Struct, frozen=True):
+    """One process for all time.
+
+    Attributes:
+        pid: As the system numbers it.
+        created_at: Its start, Unix seconds.
+        name: For people.
+    """
+
+    pid: int
+    created_at: float
+    name: str = ""
+
+
+def mark_of(pid: int) -> ProcessMark | None:
+    """Mark a living process; None if there is none with this pid."""
+    try:
+        process = psutil.Process(pid)
+        return ProcessMark(process.pid, process.create_time(), process.name())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+def find_process(mark: ProcessMark) -> psutil.Process | None:
+    """Find the marked process; None if it ended (a zombie counts as ended) or the pid is another's."""
+    try:
+        process = psutil.Process(mark.pid)
+        if abs(process.create_time() - mark.created_at) > _SAME_START_S:
+            return None
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+def descendants_of(pid: int) -> tuple[ProcessMark, ...]:
+    """Mark all living children, grandchildren and so on."""
+    try:
+        processes = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return ()
+    marks = (mark_of(process.pid) for process in processes)
+    return tuple(mark for mark in marks if mark is not None)
+
+
+def end_processes(marks: Iterable[ProcessMark], grace_s: float) -> tuple[ProcessMark, ...]:
+    """End processes: SIGTERM to all, then SIGKILL to those that are left.
+
+    Args:
+        marks: Who; a mark whose process is gone is passed over.
+        grace_s: Seconds between the two signals.
+
+    Returns:
+        Those that even SIGKILL did not end (in uninterruptible sleep, or another user's).
+    """
+    found = {process.pid: (mark, process) for mark in marks if (process := find_process(mark)) is not None}
+    living = [process for _, process in found.values()]
+    for process in living:
+        _signal(process.terminate)
+    _, living = psutil.wait_procs(living, timeout=grace_s)
+    for process in living:
+        _signal(process.kill)
+    _, living = psutil.wait_procs(living, timeout=_KILL_WAIT_S)
+    return tuple(mark for process in living if find_process(mark := found[process.pid][0]) is not None)
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return
