@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["correlate", "group_effects"]
+__all__ = ["correlate", "group_effects", "missing_where"]
 
 _MIN_ROWS = 10
+_MIN_GROUP_ROWS = 5
 _MAX_COLUMNS = 40
 _MAX_MATRIX = 12
 _MAX_PAIRS = 20
@@ -99,6 +100,9 @@ def group_effects(columns: list[Column]) -> list[dict[str, Json]]:
             if number.numbers is None:
                 continue
             known = (codes >= 0) & np.isfinite(number.numbers)
+            # A group of a few rows would let one odd number look like an effect of the category.
+            sizes = np.bincount(codes[known], minlength=len(values))
+            known &= sizes[codes] >= _MIN_GROUP_ROWS
             if int(known.sum()) < _MIN_ROWS:
                 continue
             effect = _effect(codes[known], number.numbers[known], values)
@@ -106,6 +110,39 @@ def group_effects(columns: list[Column]) -> list[dict[str, Json]]:
                 effects.append({"category": category.name, "number": number.name, **effect})
     effects.sort(key=lambda effect: (-effect["eta_squared"], effect["category"], effect["number"]))
     return effects[:_MAX_EFFECTS]
+
+
+def missing_where(column: Column, columns: list[Column]) -> dict[str, Json] | None:
+    """Find the one value of a category under which nearly all missing cells of a column lie.
+
+    Returns:
+        `{column, value, num_missing, fraction_of_missing, missing_fraction}` where at least 90% of the
+        missing cells lie under it and at least 90% of the cells under it are missing; else None.
+    """
+    if column.num_missing < _MIN_ROWS:
+        return None
+    for category in columns:
+        if category.kind not in ("category", "boolean") or category is column:
+            continue
+        totals: dict[str, int] = {}
+        missing: dict[str, int] = {}
+        for cell, group in zip(column.cells, category.cells, strict=True):
+            if group is not None:
+                label = label_of(group)
+                totals[label] = totals.get(label, 0) + 1
+                missing[label] = missing.get(label, 0) + (cell is None)
+        if len(totals) < 2:
+            continue
+        label = max(missing, key=lambda name: (missing[name], name))
+        if missing[label] >= 0.9 * max(column.num_missing, totals[label]):
+            return {
+                "column": category.name,
+                "value": label,
+                "num_missing": missing[label],
+                "fraction_of_missing": rounded(missing[label] / column.num_missing),
+                "missing_fraction": rounded(missing[label] / totals[label]),
+            }
+    return None
 
 
 def _effect(
@@ -124,7 +161,7 @@ def _effect(
     groups = [
         {"value": value, "mean": rounded(float(means[code])), "count": int(counts[code])}
         for code, value in enumerate(values)
-        if counts[code] >= 5
+        if counts[code]
     ]
     if len(groups) < 2:
         return None

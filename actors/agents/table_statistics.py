@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from actors.agents.associations import correlate, group_effects
+from actors.agents.associations import correlate, group_effects, missing_where
 from actors.agents.columns import Column, label_of, read_columns
+from actors.agents.outliers import find_outliers, skewness
 from actors.agents.rounding import rounded
 from actors.agents.time_trends import trends_of
 from cluster.model.plan import Json
@@ -26,8 +27,6 @@ __all__ = ["describe_table"]
 
 _MAX_BINS = 24
 _MAX_CATEGORIES_SHOWN = 12
-_MAX_OUTLIERS_SHOWN = 20
-_ROBUST_Z_LIMIT = 3.5
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -48,13 +47,19 @@ def describe_table(
     columns = read_columns(names, rows)
     step_done(0.3, "columns read")
     described = [_describe(column) for column in columns]
+    for column, description in zip(columns, described, strict=True):
+        if where := missing_where(column, columns):
+            description["missing_where"] = where
     step_done(0.5, "columns described")
     correlations = correlate(columns)
     step_done(0.65, "correlations found")
     effects = group_effects(columns)
-    time_column, trends = trends_of(columns, len(rows))
-    step_done(0.85, "trends found")
-    outliers = [found for column in columns if (found := _outliers(column, time_column))]
+    outliers, outlying_rows = find_outliers(columns, effects)
+    step_done(0.8, "outliers found")
+    time_column, trends = trends_of(columns, len(rows), outlying_rows)
+    if time_column:
+        for outlier in (row for found in outliers for row in found["rows"]):
+            outlier["at"] = time_column.cells[outlier["row"]]
     num_missing = sum(column.num_missing for column in columns)
     num_cells = len(rows) * len(columns)
     return {
@@ -115,25 +120,12 @@ def _distribution(numbers: NDArray[np.float64]) -> dict[str, Json]:
             f"p{round(share * 100):02d}": rounded(value)
             for share, value in zip(_QUANTILES, quantiles, strict=True)
         },
-        "skewness": _skewness(present),
+        "skewness": skewness(present),
         "excess_kurtosis": _kurtosis(present),
         "num_zero": int((present == 0).sum()),
         "num_negative": int((present < 0).sum()),
         "histogram": _histogram(present, quantiles[1], quantiles[3]),
     }
-
-
-def _skewness(present: NDArray[np.float64]) -> float | None:
-    """Adjusted Fisher-Pearson coefficient G1. Source: Joanes and Gill, The Statistician 47 (1998)."""
-    count = present.size
-    if count < 3:
-        return None
-    deviations = present - present.mean()
-    spread = float((deviations**2).mean())
-    if spread <= 1e-24 * max(1.0, float(abs(present).max()) ** 2):
-        return None
-    skew = float((deviations**3).mean()) / spread**1.5
-    return rounded(skew * math.sqrt(count * (count - 1)) / (count - 2))
 
 
 def _kurtosis(present: NDArray[np.float64]) -> float | None:
@@ -218,62 +210,6 @@ def _frequencies(column: Column) -> dict[str, Json]:
         described["mean_length"] = rounded(sum(lengths) / len(lengths))
         described["top"] = described["top"][:3]
     return described
-
-
-def _outliers(column: Column, time_column: Column | None) -> dict[str, Json] | None:
-    """Find numbers far from the rest by the modified z-score, on logarithms where those are the less skewed.
-
-    Where more than half of the numbers are equal the score has no scale; three quartile ranges are the fence
-    then. Source: Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993); Tukey, "Exploratory Data
-    Analysis".
-    """
-    import numpy as np
-
-    if column.kind != "number" or column.numbers is None:
-        return None
-    numbers = column.numbers
-    finite = np.isfinite(numbers)
-    if int(finite.sum()) < 10:
-        return None
-    scale, method = numbers, "robust z"
-    present = numbers[finite]
-    if float(present.min()) > 0:
-        raw, logged = _skewness(present), _skewness(np.log(present))
-        if raw is not None and logged is not None and raw > 1 and abs(logged) < raw / 2:
-            scale, method = np.log(np.where(finite, numbers, 1.0)), "robust z of logarithms"
-    inside = scale[finite]
-    median = float(np.median(inside))
-    deviation = float(np.median(np.abs(inside - median)))
-    if deviation > 0:
-        scores, limit = 0.6745 * (scale - median) / deviation, _ROBUST_Z_LIMIT
-    else:
-        lower, upper = (float(value) for value in np.quantile(inside, (0.25, 0.75)))
-        if upper <= lower:
-            return None
-        method, limit = "quartile range", 3.0
-        scores = np.where(scale > median, scale - upper, scale - lower) / (upper - lower)
-    outside = np.flatnonzero(finite & (np.abs(np.where(finite, scores, 0.0)) > limit))
-    if not outside.size:
-        return None
-    ranked = sorted((int(row) for row in outside), key=lambda row: (-abs(float(scores[row])), row))
-    return {
-        "column": column.name,
-        "method": method,
-        "limit": limit,
-        "num_outliers": len(ranked),
-        "fraction": rounded(len(ranked) / int(finite.sum())),
-        "num_high": int((scores[outside] > 0).sum()),
-        "num_low": int((scores[outside] < 0).sum()),
-        "rows": [
-            {
-                "row": row,
-                "value": rounded(float(numbers[row])),
-                "score": rounded(float(scores[row])),
-                **({"at": time_column.cells[row]} if time_column else {}),
-            }
-            for row in ranked[:_MAX_OUTLIERS_SHOWN]
-        ],
-    }
 
 
 def _num_duplicates(rows: list[list[Json]]) -> int:

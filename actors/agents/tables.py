@@ -79,7 +79,12 @@ def table_from_json(value: Json) -> tuple[Table, dict[str, Json]] | None:
         if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
             return _from_objects(inner), {name: kept for name, kept in value.items() if name != key}
     lists = [column for column in value.values() if isinstance(column, list)]
-    if len(lists) == len(value) and lists[0] and len({len(column) for column in lists}) == 1:
+    if (
+        len(lists) == len(value)
+        and lists[0]
+        and len({len(column) for column in lists}) == 1
+        and not any(isinstance(cell, dict | list) for column in lists for cell in column)
+    ):
         rows = [list(row) for row in zip(*lists, strict=True)]
         return _from_rows([str(name) for name in value], rows, first_row=1), {}
     return None

@@ -147,8 +147,9 @@ def _key_terms(
     stop_words = language.stop_words if language else frozenset()
     counts: Counter[str] = Counter()
     num_parts_with: Counter[str] = Counter()
+    singulars = _singulars(parts)
     for part in parts:
-        terms = _terms(part, stop_words)
+        terms = _terms(part, stop_words, singulars)
         counts.update(terms)
         num_parts_with.update(set(terms))
     scored: list[tuple[float, str]] = []
@@ -170,12 +171,23 @@ def _key_terms(
     return [{"term": term, "score": rounded(score), "count": counts[term]} for score, term in chosen]
 
 
-def _terms(part: str, stop_words: frozenset[str]) -> list[str]:
+def _singulars(parts: list[str]) -> dict[str, str]:
+    """Map words to the same word without its last s where the text has both, so that they count as one."""
+    seen = {_plain(word) for part in parts for word in _WORD.findall(part)}
+    return {word: word[:-1] for word in seen if len(word) > 3 and word.endswith("s") and word[:-1] in seen}
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("’", "'").removesuffix("'s")
+
+
+def _terms(part: str, stop_words: frozenset[str], singulars: dict[str, str]) -> list[str]:
     terms: list[str] = []
     for clause in re.split(r"[.,;:!?()\[\]\"“”—–\n]+\s*", part):
         previous = ""
         for match in _WORD.findall(clause):
-            word = match.lower().replace("’", "'").removesuffix("'s")
+            word = _plain(match)
+            word = singulars.get(word, word)
             if word in stop_words or len(word) < 3:
                 previous = ""
                 continue

@@ -8,7 +8,7 @@ explains) and the Mann-Kendall test (whether the order could be chance). It refu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,16 @@ _MAX_NUMBERS = 30
 _DAY_S = 86_400.0
 
 
-def trends_of(columns: list[Column], num_rows: int) -> tuple[Column | None, list[dict[str, Json]]]:
-    """Find the time column and the trend of every number column.
+def trends_of(
+    columns: list[Column], num_rows: int, outlying_rows: Mapping[str, NDArray[np.bool_]]
+) -> tuple[Column | None, list[dict[str, Json]]]:
+    """Find the time column and the trend of every number column, and of the number of rows where there is
+    time.
+
+    Args:
+        columns: All columns of the table.
+        num_rows: Rows of the table.
+        outlying_rows: Rows to leave out, by column: a single typing error would bend a mean.
 
     Returns:
         The time column (the one with most instants, the first among equals) or None, and per number `{column,
@@ -52,13 +60,21 @@ def trends_of(columns: list[Column], num_rows: int) -> tuple[Column | None, list
         if present.size and present.max() > present.min():
             period, key = _period_for(float(present.min()), float(present.max()), int(present.size))
             codes, labels = _codes(instants, key)
-            return best, _all_trends(numbers, codes, labels, best.name, period)
+            trends = _all_trends(numbers, codes, labels, best.name, period, outlying_rows=outlying_rows)
+            growth = _count_trend(codes, labels)
+            if growth:
+                trends.append(
+                    {"column": None, "measure": "count", "over": best.name, "period": period, **growth}
+                )
+            return best, trends
     if num_rows < _MIN_PERIODS:
         return None, []
     size = max(1, math.ceil(num_rows / MAX_PERIODS))
     codes = np.arange(num_rows) // size
     labels = [str(first) for first in range(0, num_rows, size)]
-    return None, _all_trends(numbers, codes, labels, "row", f"{size} rows" if size > 1 else "row")
+    return None, _all_trends(
+        numbers, codes, labels, "row", f"{size} rows" if size > 1 else "row", outlying_rows=outlying_rows
+    )
 
 
 def say_instant(instant_s: float) -> str:
@@ -70,14 +86,25 @@ def say_instant(instant_s: float) -> str:
 
 
 def _all_trends(
-    numbers: list[Column], codes: NDArray[np.int64], labels: list[str], over: str, period: str
+    numbers: list[Column],
+    codes: NDArray[np.int64],
+    labels: list[str],
+    over: str,
+    period: str,
+    *,
+    outlying_rows: Mapping[str, NDArray[np.bool_]],
 ) -> list[dict[str, Json]]:
-    trends = []
+    import numpy as np
+
+    trends: list[dict[str, Json]] = []
     for column in numbers:
-        if column.numbers is not None:
-            trend = _trend(column.numbers, codes, labels)
-            if trend:
-                trends.append({"column": column.name, "over": over, "period": period, **trend})
+        if column.numbers is None:
+            continue
+        outlying = outlying_rows.get(column.name)
+        kept = column.numbers if outlying is None else np.where(outlying, np.nan, column.numbers)
+        trend = _trend_of_means(kept, codes, labels)
+        if trend:
+            trends.append({"column": column.name, "measure": "mean", "over": over, "period": period, **trend})
     return trends
 
 
@@ -125,21 +152,42 @@ def _codes(instants: NDArray[np.float64], key: Callable[[float], int]) -> tuple[
     return np.array([-1 if k is None else k - first for k in keys]), labels
 
 
-def _trend(
+def _trend_of_means(
     numbers: NDArray[np.float64], codes: NDArray[np.int64], labels: list[str]
 ) -> dict[str, Json] | None:
     import numpy as np
 
     usable = np.isfinite(numbers) & (codes >= 0)
-    if not usable.any():
-        return None
     counts = np.bincount(codes[usable], minlength=len(labels))
     sums = np.bincount(codes[usable], weights=numbers[usable], minlength=len(labels))
     filled = np.flatnonzero(counts)
-    if filled.size < _MIN_PERIODS:
+    trend = _fit(filled.astype(np.float64), sums[filled] / counts[filled])
+    if trend is None:
         return None
-    means = sums[filled] / counts[filled]
-    x = filled.astype(np.float64)
+    values = [rounded(float(s / c)) if c else None for s, c in zip(sums, counts, strict=True)]
+    return {
+        **trend,
+        "series": {"labels": labels, "values": values, "counts": [int(count) for count in counts]},
+    }
+
+
+def _count_trend(codes: NDArray[np.int64], labels: list[str]) -> dict[str, Json] | None:
+    """Fit the number of rows per period; the first and the last are seldom whole and are left out."""
+    import numpy as np
+
+    counts = np.bincount(codes[codes >= 0], minlength=len(labels))[1:-1].astype(np.float64)
+    trend = _fit(np.arange(counts.size, dtype=np.float64), counts)
+    if trend is None:
+        return None
+    whole = [int(count) for count in counts]
+    return {**trend, "series": {"labels": labels[1:-1], "values": [float(n) for n in whole], "counts": whole}}
+
+
+def _fit(x: NDArray[np.float64], means: NDArray[np.float64]) -> dict[str, Json] | None:
+    import numpy as np
+
+    if x.size < _MIN_PERIODS:
+        return None
     spread_x = float(((x - x.mean()) ** 2).sum())
     spread_y = float(((means - means.mean()) ** 2).sum())
     # A constant column leaves rounding noise instead of zero, and noise must not look like a trend.
@@ -155,6 +203,7 @@ def _trend(
     return {
         "direction": "steady" if strength == "none" else "rising" if slope > 0 else "falling",
         "strength": strength,
+        "num_periods": int(x.size),
         "slope_per_period": rounded(slope),
         "r_squared": rounded(r_squared),
         "mann_kendall_p": rounded(p_value),
@@ -162,11 +211,6 @@ def _trend(
         "fitted_last": rounded(end),
         # Over a start near or below zero a percentage says nothing.
         "change_fraction": rounded((end - start) / start) if start > abs(end - start) * 0.05 else None,
-        "series": {
-            "labels": labels,
-            "values": [rounded(float(s / c)) if c else None for s, c in zip(sums, counts, strict=True)],
-            "counts": [int(count) for count in counts],
-        },
     }
 
 

@@ -38,7 +38,7 @@ def make_orders() -> list[dict[str, object]]:
     # More orders a day towards the end, and more at weekends.
     weights = np.array(
         [
-            (1 + 0.9 * day / NUM_DAYS) * (1.35 if (FIRST_DAY + timedelta(days=day)).weekday() >= 5 else 1.0)
+            (1 + 1.7 * day / NUM_DAYS) * (1.35 if (FIRST_DAY + timedelta(days=day)).weekday() >= 5 else 1.0)
             for day in range(NUM_DAYS)
         ]
     )
