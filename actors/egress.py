@@ -308,10 +308,10 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _connection_error(target: Target, error: Exception) -> StepError:
-    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-        return StepError(
-            f"the certificate of {target.origin} is not trusted: {error.__cause__.verify_message}"
-        )
+    # httpcore drops the cause, yet makes its error of the one it caught.
+    cause = error.args[0] if error.args else None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return StepError(f"the certificate of {target.origin} is not trusted: {cause.verify_message}")
     if isinstance(error, httpcore.ConnectError):
         return StepError(f"no connection to {target.origin}", retryable=True)
     return StepError(f"the connection to {target.origin} broke", retryable=True)
