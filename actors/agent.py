@@ -131,5 +131,5 @@ def declaration_of(target: object) -> AgentDeclaration:
     """
     declaration = getattr(target, _MARK, None)
     if not isinstance(declaration, AgentDeclaration):
-        raise TypeError(f"{target!r} is not an agent: decorate it with @agent(\"capability\")")
+        raise TypeError(f'{target!r} is not an agent: decorate it with @agent("capability")')
     return declaration

@@ -192,7 +192,9 @@ class RunFailed(TuttiError):
 
     code: str = FailureCode.EXECUTION_FAILED
 
-    def __init__(self, message: str, run_id: str = "", code: str = FailureCode.EXECUTION_FAILED, **details: Any) -> None:
+    def __init__(
+        self, message: str, run_id: str = "", code: str = FailureCode.EXECUTION_FAILED, **details: Any
+    ) -> None:
         super().__init__(message, run_id=run_id, code=code, **details)
         self.run_id = run_id
         self.code = code

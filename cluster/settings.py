@@ -39,6 +39,7 @@ from cluster.setting_fields import (
 )
 
 __all__ = [
+    "INSTANCE_VARIABLE",
     "PREFIX",
     "REDIS_MIN_VERSION",
     "SettingLine",
@@ -53,7 +54,9 @@ REDIS_MIN_VERSION = (6, 2)
 """Oldest server that knows every command the scripts use."""
 
 _MIB = 1024 * 1024
-_CLIENT_VARIABLES = frozenset({"TUTTI_URL", "TUTTI_TOKEN", "TUTTI_API_KEY"})
+INSTANCE_VARIABLE = "TUTTI_INSTANCE"
+"""Set for the service's own processes, so that those of a dead run can be told from all others."""
+_OTHER_VARIABLES = frozenset({"TUTTI_URL", "TUTTI_TOKEN", "TUTTI_API_KEY", INSTANCE_VARIABLE})
 _API_KEY_PREFIX = "ORCHESTRATOR_API_KEY_"
 _MIN_JWT_SECRET_BYTES = 32
 _OBJECT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -356,15 +359,21 @@ def describe_settings(settings: Settings) -> tuple[SettingLine, ...]:
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Names that begin like ours but are no setting: most likely a slip of the pen."""
-    known = {variable_of(each) for each in dataclasses.fields(Settings)} | _CLIENT_VARIABLES
+    known = {variable_of(each) for each in dataclasses.fields(Settings)} | _OTHER_VARIABLES
     names = os.environ if environ is None else environ
     return tuple(sorted(name for name in names if name.startswith(PREFIX) and name not in known))
 
 
-def export_variables(variables: Mapping[str, str]) -> None:
-    """Set what libraries read when they are imported (Ray, Serve); what the operator set already stays."""
-    for name, value in variables.items():
+def export_variables(defaults: Mapping[str, str], forced: Mapping[str, str]) -> None:
+    """Set what libraries read from the environment when they are imported, and what child processes inherit.
+
+    Args:
+        defaults: Set unless the operator has set them.
+        forced: Set in any case.
+    """
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ.update(forced)
 
 
 def mask_url(url: str) -> str:

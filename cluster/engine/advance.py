@@ -231,7 +231,6 @@ def _adopt(run: Run, _event: ev.RunAdopted, now: float, out: Outcome) -> None:
     record = run.record
     if record.status.is_terminal:
         return
-    out.accepted = True
     if record.deadline_at is not None:
         out.commands.append(SetTimer(-1, -1, record.deadline_at))
     if record.waiting_for:
@@ -248,6 +247,7 @@ def _adopt(run: Run, _event: ev.RunAdopted, now: float, out: Outcome) -> None:
         for unit in sorted(run.ready):
             queue(run, unit, out)
     _open(run, now, out)
+    out.accepted = bool(out.events or out.changed_units)
 
 
 def _open(run: Run, now: float, out: Outcome) -> None:

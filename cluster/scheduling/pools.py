@@ -61,6 +61,8 @@ def check_pool(pool: PoolSpec) -> None:
     elif pool.num_gpus != int(pool.num_gpus):
         raise InvalidSetting(f"pool {pool.name}: num_gpus above 1 must be whole")
     if not 0 <= pool.min_replicas <= pool.max_replicas or pool.max_replicas < 1:
-        raise InvalidSetting(f"pool {pool.name}: need 0 <= min_replicas <= max_replicas and max_replicas >= 1")
+        raise InvalidSetting(
+            f"pool {pool.name}: need 0 <= min_replicas <= max_replicas and max_replicas >= 1"
+        )
     if pool.concurrency < 1:
         raise InvalidSetting(f"pool {pool.name}: concurrency must be at least 1")

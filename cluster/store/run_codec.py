@@ -14,16 +14,20 @@ from cluster.lifecycle.run_status import RunEventKind, RunStatus
 from cluster.lifecycle.step_status import StepStatus
 from cluster.model.compiled import CompiledPlan, compile_plan, decode_plan
 from cluster.model.plan import Submission
-from cluster.model.view import RunEvent, RunSummary, RunView, StepView
+from cluster.model.view import Failure, RunEvent, RunSummary, RunView, StepView
 
 __all__ = [
     "EncodedSubmission",
     "decode_event",
     "decode_run",
+    "decode_header",
+    "decode_record",
     "encode_event",
     "encode_record",
     "encode_step",
     "encode_submission",
+    "failure_decoder",
+    "field_of",
     "summary_of",
     "unit_of_field",
     "view_of",
@@ -34,6 +38,7 @@ _headers = msgspec.json.Decoder(RunHeader)
 _records = msgspec.json.Decoder(RunRecord)
 _steps = msgspec.json.Decoder(StepRecord)
 _events = msgspec.json.Decoder(RunEvent)
+failure_decoder = msgspec.json.Decoder(Failure)
 
 encode_event = _encoder.encode
 decode_event = _events.decode

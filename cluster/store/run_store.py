@@ -15,6 +15,7 @@ import msgspec
 import orjson
 from redis.asyncio import Redis
 
+from cluster.engine import Run
 from cluster.errors import (
     AlreadyExists,
     Conflict,
@@ -89,7 +90,7 @@ class RunStore:
         self._memory: tuple[float, int] = (0.0, 0)
 
     @classmethod
-    async def connect(cls, settings: Settings) -> Self:
+    def connect(cls, settings: Settings) -> Self:
         """Open the store; nothing is sent before the first call."""
         return cls(connect_redis(settings.redis_url), settings)
 
@@ -306,6 +307,25 @@ class RunStore:
         if found[0] is None or (tenant is not None and found[0].tenant != tenant):
             raise NotFound(f"run {run_id} not found")
         return found[0]
+
+    async def ended_outputs(self, run_ids: Sequence[str]) -> list[Run | NotFound | None]:
+        """For each id the Run if it has ended, NotFound if it is unknown, None while it goes on."""
+        found: list[Run | NotFound | None] = []
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            for run_id in run_ids:
+                pipe.hget(self.keys_of(run_id).run(run_id), "record")
+            records = await pipe.execute()
+        for run_id, raw in zip(run_ids, records, strict=True):
+            if raw is None:
+                found.append(NotFound(f"run {run_id} not found"))
+            elif not decode_record(raw).status.is_terminal:
+                found.append(None)
+            else:
+                with redis_errors_as_ours():
+                    fields: Any = await self.redis.hgetall(self.keys_of(run_id).run(run_id))
+                found.append(decode_run(fields) if fields else NotFound(f"run {run_id} not found"))
+        return found
 
     async def _summaries(self, run_ids: Sequence[str]) -> list[RunSummary | None]:
         with redis_errors_as_ours():

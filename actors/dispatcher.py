@@ -1,0 +1,201 @@
+"""From ready to running: the queues of one orchestrator and the slots it may use.
+
+Order: priority, then first come. A suspect (its replica died under it before) runs alone on a replica, so that only the
+guilty one is counted. Where the slots come from is the scheduler's business; this module only asks and uses.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from actors.replica_link import LinkOwner, ReplicaLink
+
+if TYPE_CHECKING:
+    from actors.pool_table import PoolEntry, PoolTable
+
+__all__ = ["Dispatcher", "Ready"]
+
+
+class Ready(NamedTuple):
+    """A StepRun that waits for a slot; sorts by who goes first."""
+
+    order: int
+    number: int
+    run_id: str
+    step: int
+    item: int
+    priority: int
+
+
+Assign = Callable[[Ready, ReplicaLink], bool]
+"""Gives the StepRun to the replica; False where it no longer waits."""
+Unserve = Callable[[Ready, str], None]
+
+
+class _Queue:
+    """What waits for one capability."""
+
+    __slots__ = ("heap", "suspects")
+
+    def __init__(self) -> None:
+        self.heap: list[Ready] = []
+        self.suspects: list[Ready] = []
+
+
+class Dispatcher:
+    """Queues by capability and links by replica.
+
+    Args:
+        caller: This orchestrator's id.
+        owner: Who hears from the links.
+        assign: Called with what goes first and where.
+        unserve: Called with what nobody will ever serve, and why.
+        ask: Called when something waits and no slot is free.
+    """
+
+    def __init__(
+        self, caller: str, owner: LinkOwner, assign: Assign, unserve: Unserve, ask: Callable[[], None]
+    ) -> None:
+        self.links: dict[str, ReplicaLink] = {}
+        self.version = 0
+        self._caller, self._owner = caller, owner
+        self._assign, self._unserve, self._ask = assign, unserve, ask
+        self._queues: dict[str, _Queue] = {}
+        self._pool_by_capability: dict[str, PoolEntry] = {}
+        self._links_by_pool: dict[str, list[ReplicaLink]] = {}
+        self._pools: dict[str, PoolEntry] = {}
+        self._numbers = itertools.count()
+
+    # -- what waits
+
+    def queue(self, run_id: str, step: int, item: int, capability: str, priority: int, suspect: bool) -> None:
+        """Let a ready StepRun wait, and start it at once where a slot is free."""
+        waiting = self._queues.get(capability)
+        if waiting is None:
+            waiting = self._queues[capability] = _Queue()
+        ready = Ready(-priority, next(self._numbers), run_id, step, item, priority)
+        heapq.heappush(waiting.suspects if suspect else waiting.heap, ready)
+        self.serve(capability)
+
+    def demand(self) -> dict[str, int]:
+        """Count what waits, by capability."""
+        return {
+            capability: len(waiting.heap) + len(waiting.suspects)
+            for capability, waiting in self._queues.items()
+            if waiting.heap or waiting.suspects
+        }
+
+    def in_use(self) -> dict[str, int]:
+        """Count attempts, by replica."""
+        return {
+            name: len(link.held) + len(link.stopping) for name, link in self.links.items() if not link.lost
+        }
+
+    def serve(self, capability: str) -> None:
+        """Give free slots to what waits for a capability."""
+        waiting = self._queues.get(capability)
+        if waiting is None or not (waiting.heap or waiting.suspects):
+            return
+        pool = self._pool_by_capability.get(capability)
+        if pool is None:
+            if self.version:
+                self._refuse(waiting, f"no pool serves the capability {capability!r}")
+            return
+        links = self._links_by_pool.get(pool.name, ())
+        if not links and pool.trouble:
+            self._refuse(waiting, f"pool {pool.name} has no healthy agent: {pool.trouble}")
+            return
+        self._serve_suspects(waiting, links)
+        heap = waiting.heap
+        while heap:
+            link = max(links, key=_num_free, default=None)
+            if link is None or link.num_free <= 0:
+                break
+            self._assign(heapq.heappop(heap), link)
+        if heap or waiting.suspects:
+            self._ask()
+
+    def _serve_suspects(self, waiting: _Queue, links: Iterable[ReplicaLink]) -> None:
+        for link in links:
+            while waiting.suspects and not link.held and link.num_free > 0:
+                if self._assign(heapq.heappop(waiting.suspects), link):
+                    link.exclusive = True
+
+    def _refuse(self, waiting: _Queue, reason: str) -> None:
+        while waiting.heap or waiting.suspects:
+            self._unserve(heapq.heappop(waiting.heap or waiting.suspects), reason)
+
+    def serve_pool(self, pool: str) -> None:
+        """Give free slots of a pool to what waits for any of its capabilities."""
+        entry = self._pools.get(pool)
+        for capability in entry.capabilities if entry else ():
+            self.serve(capability)
+
+    # -- who serves
+
+    def update(self, table: PoolTable) -> None:
+        """Take the scheduler's table over."""
+        self.version = table.version
+        self._pools = {pool.name: pool for pool in table.pools}
+        self._pool_by_capability = {name: pool for pool in table.pools for name in pool.capabilities}
+        listed = {entry.replica_id: entry for entry in table.replicas}
+        for replica_id, entry in listed.items():
+            link = self.links.get(replica_id)
+            if link is None:
+                self.links[replica_id] = ReplicaLink(entry, self._caller, self._owner)
+            else:
+                link.slots = entry.slots
+        for replica_id, link in list(self.links.items()):
+            if replica_id not in listed and not link.held and not link.stopping:
+                link.close()
+                del self.links[replica_id]
+            elif replica_id not in listed:
+                link.slots = 0
+        self._regroup()
+        for capability in list(self._queues):
+            self.serve(capability)
+
+    def drop(self, link: ReplicaLink) -> None:
+        """Forget a replica that is gone."""
+        self.links.pop(link.replica_id, None)
+        self._regroup()
+
+    def _regroup(self) -> None:
+        grouped: dict[str, list[ReplicaLink]] = {}
+        for link in self.links.values():
+            grouped.setdefault(link.entry.pool, []).append(link)
+        self._links_by_pool = grouped
+
+    def max_crashes(self, link: ReplicaLink) -> int:
+        """How many crashes a step may be under before it is quarantined."""
+        pool = self._pools.get(link.entry.pool)
+        return pool.max_crashes if pool else 3
+
+    def check_links(self) -> None:
+        """Look for silent and stuck replicas."""
+        now = time.monotonic()
+        for link in list(self.links.values()):
+            pool = self._pools.get(link.entry.pool)
+            link.check(now, pool.stop_grace_s if pool else 5.0)
+
+    def waits_s(self, mean_s_by_capability: dict[str, float]) -> dict[str, float]:
+        """Estimate how long a new StepRun would wait, by capability."""
+        waits = {}
+        for capability, count in self.demand().items():
+            pool = self._pool_by_capability.get(capability)
+            slots = max(pool.total_slots, 1) if pool else 1
+            waits[capability] = count * mean_s_by_capability.get(capability, 0.0) / slots
+        return waits
+
+    def close(self) -> None:
+        """Give all lines up."""
+        for link in self.links.values():
+            link.close()
+
+
+def _num_free(link: ReplicaLink) -> int:
+    return link.num_free

@@ -1,0 +1,465 @@
+"""The heart of an orchestrator, without Ray: it owns partitions, drives their Runs and commits in groups.
+
+Loops: lease (claim, renew, hand over), inbox (what clients and other Runs send), commit (write, then act), timers.
+Each may fail on a lost Redis and goes on when it is back; nothing is acted on before its commit is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import structlog
+
+from actors.dispatcher import Dispatcher, Ready
+from actors.figures import Figures
+from actors.messages import AttemptKey, Report, StepCall
+from actors.partition import Partition, TakenBatch, verdict_of
+from actors.replica_link import ReplicaLink
+from actors.timers import TimerWheel
+from cluster.engine import Run, advance
+from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError, Unavailable
+from cluster.lifecycle.run_status import RunStatus
+from cluster.model import commands as cmd
+from cluster.model import events as ev
+from cluster.store.keys import partition_of
+from cluster.store.run_codec import decode_run, failure_decoder
+
+if TYPE_CHECKING:
+    from cluster.settings import Settings
+    from cluster.store.journal import InboxEntry, Journal
+
+__all__ = ["Driver", "RunEnd"]
+
+_log = structlog.get_logger("tutti.driver")
+_RETRY_PAUSE_S = 0.2
+_TICK_S = 0.02
+_SUSPECT_CRASHES = 2
+
+
+class RunEnd:
+    """How a Run ended, for who waits in this process."""
+
+    __slots__ = ("error", "output", "run_id", "status")
+
+    def __init__(self, run: Run) -> None:
+        self.run_id = run.run_id
+        self.status = run.record.status
+        self.error = run.record.error
+        self.output = run.render_output() if self.status is RunStatus.SUCCEEDED else b"null"
+
+
+class Driver:
+    """Drives the Runs of the partitions it owns.
+
+    Attributes:
+        partitions: Owned partitions by number.
+        dispatcher: Queues and links.
+        figures: Counters for /metrics and estimates.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        owner_id: str,
+        *,
+        find_attempts: Callable[[ReplicaLink, list[AttemptKey]], Any],
+        ask_for_slots: Callable[[], None],
+        replace_replica: Callable[[str, str], None],
+    ) -> None:
+        self.settings = settings
+        self.journal = journal
+        self.owner_id = owner_id
+        self.partitions: dict[int, Partition] = {}
+        self.figures = Figures()
+        self.dispatcher = Dispatcher(owner_id, self, self._assign, self._unserve, ask_for_slots)
+        self.timers = TimerWheel()
+        self.on_end: Callable[[RunEnd], None] = lambda _end: None
+        self._find_attempts = find_attempts
+        self._replace_replica = replace_replica
+        self._searched: dict[str, list[AttemptKey]] = {}
+        self._dirty = asyncio.Event()
+        self._relays: set[int] = set()
+        self._random = random.Random()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- one event
+
+    def apply(self, partition: Partition, run: Run, event: ev.Event) -> TuttiError | None:
+        """Let something happen to a Run: into the batch what must be written, after it what must be done."""
+        outcome = advance(run, event, time.time(), self.settings.step_timeout_s)
+        if not outcome.commands and not outcome.accepted:
+            return outcome.refusal
+        partition.merge(run, outcome)
+        queued = []
+        for command in outcome.commands:
+            if type(command) is cmd.QueueStep:
+                queued.append(command)
+            else:
+                partition.after_commit(run, command)
+        for step, item in queued:
+            compiled = run.plan.steps[step].step
+            suspect = run.unit(step, item).crashes >= _SUSPECT_CRASHES
+            self.dispatcher.queue(run.run_id, step, item, compiled.capability, run.record.priority, suspect)
+        self._dirty.set()
+        return outcome.refusal
+
+    def find(self, run_id: str) -> tuple[Partition, Run] | None:
+        """Return a Run in memory with its partition."""
+        partition = self.partitions.get(partition_of(run_id, self.settings.num_partitions))
+        run = partition.runs.get(run_id) if partition is not None else None
+        return None if partition is None or run is None else (partition, run)
+
+    def _assign(self, ready: Ready, link: ReplicaLink) -> bool:
+        found = self.find(ready.run_id)
+        if found is None or found[1].record.priority != ready.priority:
+            return False  # ended, handed over, or queued again with another priority
+        partition, run = found
+        if (ready.step, ready.item) not in run.ready:
+            return False
+        self.apply(partition, run, ev.StepAssigned(ready.step, ready.item, link.replica_id))
+        if (ready.step, ready.item) not in run.running:
+            return False
+        link.reserve((ready.run_id, ready.step, ready.item, run.unit(ready.step, ready.item).attempt))
+        return True
+
+    def _unserve(self, ready: Ready, reason: str) -> None:
+        found = self.find(ready.run_id)
+        if found is not None:
+            self.apply(*found, ev.StepUnserved(ready.step, ready.item, reason))
+
+    # -- from replicas
+
+    def on_reports(self, link: ReplicaLink, reports: list[Report]) -> None:
+        """Take what a replica reports; acknowledged when written."""
+        touched: dict[int, Partition] = {}
+        for report in reports:
+            run_id, step, item, attempt = report.key
+            found = self.find(run_id)
+            if found is None:
+                continue
+            partition, run = found
+            touched[partition.number] = partition
+            event = self._event_of(report, step, item, attempt)
+            if event is None:
+                continue
+            if report.kind != "progress":
+                self.timers.clear((run_id, step, item))
+                self.figures.observe_step(run, step, item, report.kind)
+            self.apply(partition, run, event)
+        last = reports[-1].seq
+        for partition in touched.values():
+            partition.acknowledge(link, last)
+        if not touched:
+            link.acknowledge(last)
+        self.dispatcher.serve_pool(link.entry.pool)
+
+    def _event_of(self, report: Report, step: int, item: int, attempt: int) -> ev.Event | None:
+        if report.kind == "ok":
+            return ev.StepSucceeded(step, item, attempt, report.payload)
+        if report.kind == "failed":
+            failure = failure_decoder.decode(report.payload)
+            return ev.StepFailed(step, item, attempt, failure, self._random.random(), report.number)
+        if report.kind == "progress":
+            return ev.StepProgressed(
+                step, item, attempt, report.number, report.payload.decode(errors="replace")
+            )
+        return None
+
+    def on_replica_lost(self, link: ReplicaLink, reason: str) -> None:
+        """Take back what a dead replica held."""
+        self.dispatcher.drop(link)
+        most = self.dispatcher.max_crashes(link)
+        for run_id, step, item, attempt in list(link.held):
+            found = self.find(run_id)
+            if found is not None:
+                self.timers.clear((run_id, step, item))
+                self.apply(*found, ev.AttemptLost(step, item, attempt, reason, not link.was_replaced, most))
+        self.dispatcher.serve_pool(link.entry.pool)
+
+    def on_replica_stuck(self, link: ReplicaLink, reason: str) -> None:
+        """Have a replica killed that does not obey."""
+        if link.was_replaced:
+            return
+        _log.warning("replica is stuck", replica=link.replica_id, reason=reason)
+        link.was_replaced = True
+        self._replace_replica(link.replica_id, reason)
+
+    # -- from the inbox
+
+    async def take_entry(self, entry: InboxEntry) -> None:
+        """Handle one inbox entry, in order."""
+        partition = self.partitions.get(entry.partition)
+        if partition is None or partition.is_lost:
+            return
+        fields = entry.fields
+        kind, run_id = fields[b"k"], fields[b"r"].decode()
+        if kind == b"submit":
+            self._take_submission(partition, run_id, fields)
+        elif kind == b"command":
+            await self._take_command(partition, run_id, fields)
+        elif kind == b"ended":
+            run = await self._require(partition, run_id)
+            if run is not None:
+                status = RunStatus(fields[b"status"].decode())
+                self.apply(partition, run, ev.PredecessorEnded(fields[b"run"].decode(), status))
+        partition.handled(entry)
+        self._dirty.set()
+
+    def _take_submission(self, partition: Partition, run_id: str, fields: dict[bytes, bytes]) -> None:
+        if run_id in partition.runs or run_id in partition.adopted or run_id in partition.parked_ids:
+            return
+        run = decode_run(
+            {b"header": fields[b"h"], b"plan": fields[b"p"], b"inputs": fields[b"i"], b"record": fields[b"s"]}
+        )
+        if self.num_loaded >= self.settings.max_loaded_runs:
+            self._park(partition, run)
+        else:
+            self.adopt(partition, run)
+
+    def _park(self, partition: Partition, run: Run) -> None:
+        partition.park(run.run_id, run.record.priority, run.header.created_at)
+        if run.record.deadline_at is not None:
+            self.timers.set((run.run_id, -1, -1), run.record.deadline_at)
+
+    @property
+    def num_loaded(self) -> int:
+        """Runs in memory, over all partitions."""
+        return sum(len(partition.runs) for partition in self.partitions.values())
+
+    def adopt(self, partition: Partition, run: Run) -> None:
+        """Take a Run into memory and let it go on."""
+        partition.runs[run.run_id] = run
+        self.apply(partition, run, ev.RunAdopted())
+
+    async def _require(self, partition: Partition, run_id: str) -> Run | None:
+        """Return a Run that has not ended, loading it where it waits in Redis."""
+        if run_id in partition.parked_ids:
+            partition.parked_ids.discard(run_id)
+            async for run in self.journal.load(partition.number, [run_id]):
+                self.adopt(partition, run)
+        return partition.runs.get(run_id)
+
+    async def _take_command(self, partition: Partition, run_id: str, fields: dict[bytes, bytes]) -> None:
+        command_id = fields[b"c"].decode()
+        run = await self._require(partition, run_id)
+        if run is None:
+            partition.answer(command_id, verdict_of(await self._refusal_of(partition, run_id)))
+            return
+        body = orjson.loads(fields[b"d"])
+        event = _command_event(body)
+        refusal = InvalidInput("unknown command") if event is None else self.apply(partition, run, event)
+        partition.answer(command_id, verdict_of(refusal))
+
+    async def _refusal_of(self, partition: Partition, run_id: str) -> TuttiError:
+        async for run in self.journal.load(partition.number, [run_id]):
+            status = run.record.status
+            return Conflict(f"run {run_id} has already ended: {status}", status=status)
+        return NotFound(f"run {run_id} not found")
+
+    async def unpark(self) -> None:
+        """Load waiting Runs while there is room."""
+        for partition in list(self.partitions.values()):
+            room = self.settings.max_loaded_runs - self.num_loaded
+            if room <= 0:
+                return
+            if partition.parked:
+                async for run in self.journal.load(partition.number, partition.unpark(min(room, 500))):
+                    if not partition.is_lost and run.run_id not in partition.runs:
+                        self.adopt(partition, run)
+
+    # -- commits
+
+    async def commit_loop(self) -> None:
+        """Write batches for ever; what comes while one is on its way goes into the next."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            taken = [p.take() for p in self.partitions.values() if p.is_dirty and not p.is_lost]
+            if taken:
+                await self._commit(taken)
+
+    async def _commit(self, taken: list[TakenBatch]) -> None:
+        calls = [self.journal.encode(each.batch) for each in taken]
+        while True:
+            try:
+                replies = await self.journal.send(calls)
+                break
+            except TuttiError as error:
+                _log.warning("commit not written, trying again", reason=error.message)
+                await asyncio.sleep(_RETRY_PAUSE_S)
+        for each, reply in zip(taken, replies, strict=True):
+            if reply < 0:
+                self.lose(each.partition, "its epoch is over")
+                continue
+            if reply:
+                self._relays.add(each.partition.number)
+            for link, seq in each.acks:
+                if isinstance(link, ReplicaLink):
+                    link.acknowledge(seq)
+            for run, command in each.commands:
+                self._carry_out(each.partition, run, command)
+        if self._searched:
+            self._search()
+        if self._relays:
+            self._spawn(self._relay())
+
+    def _carry_out(self, partition: Partition, run: Run, command: cmd.Command) -> None:
+        kind = type(command)
+        if kind is cmd.StartStep:
+            self._start(run, command)  # type: ignore[arg-type]
+        elif kind is cmd.SetTimer:
+            self._set_timer(run, command)  # type: ignore[arg-type]
+        elif kind is cmd.EndRun:
+            self._forget(partition, run)
+        elif isinstance(command, cmd.StopStep):
+            self.timers.clear((run.run_id, command.step, command.item))
+            link = self.dispatcher.links.get(command.agent_id)
+            if link is not None:
+                link.stop((run.run_id, command.step, command.item, command.attempt))
+        elif isinstance(command, cmd.FindAttempt):
+            key = (run.run_id, command.step, command.item, command.attempt)
+            self._searched.setdefault(command.agent_id, []).append(key)
+        elif isinstance(command, cmd.WatchRuns):
+            self._spawn(self._watch(run, command.run_ids))
+
+    def _start(self, run: Run, command: cmd.StartStep) -> None:
+        link = self.dispatcher.links.get(command.agent_id)
+        key = (run.run_id, command.step, command.item, command.attempt)
+        if link is None or link.lost:
+            found = self.find(run.run_id)
+            if found is not None:
+                reason = "its replica died before it began"
+                self.apply(
+                    *found, ev.AttemptLost(command.step, command.item, command.attempt, reason, crashed=False)
+                )
+            return
+        step = run.plan.steps[command.step].step
+        deadline_at = run.unit(command.step, command.item).deadline_at or 0.0
+        metadata = orjson.dumps(run.header.metadata)
+        link.send(
+            StepCall(
+                key, step.name, step.capability, command.inputs, metadata, run.header.tenant, deadline_at
+            )
+        )
+
+    def _set_timer(self, run: Run, command: cmd.SetTimer) -> None:
+        if command.step >= 0:
+            step_run = run.unit(command.step, command.item)
+            wanted = step_run.not_before_at if step_run.not_before_at is not None else step_run.deadline_at
+            if wanted != command.at or step_run.status.is_terminal:
+                return  # it has moved on since
+        if not run.record.status.is_terminal:
+            self.timers.set((run.run_id, command.step, command.item), command.at)
+
+    def _forget(self, partition: Partition, run: Run) -> None:
+        partition.runs.pop(run.run_id, None)
+        self.timers.clear((run.run_id, -1, -1))
+        self.figures.observe_run(run)
+        self.on_end(RunEnd(run))
+
+    def _search(self) -> None:
+        searched, self._searched = self._searched, {}
+        for agent_id, keys in searched.items():
+            link = self.dispatcher.links.get(agent_id)
+            if link is None:
+                self.lose_attempts(keys, "its replica was gone when the Run was taken over")
+            else:
+                self._spawn(self._find_attempts(link, keys))
+
+    def lose_attempts(self, keys: list[AttemptKey], reason: str) -> None:
+        """Take back attempts that nobody holds."""
+        for run_id, step, item, attempt in keys:
+            found = self.find(run_id)
+            if found is not None:
+                self.apply(*found, ev.AttemptLost(step, item, attempt, reason, crashed=False))
+
+    async def _watch(self, run: Run, run_ids: tuple[str, ...]) -> None:
+        for other in run_ids:
+            status = await self._insist(lambda other=other: self.journal.watch(other, run.run_id))  # type: ignore[misc]
+            found = self.find(run.run_id)
+            if status and found is not None:
+                self.apply(*found, ev.PredecessorEnded(other, RunStatus(status)))
+
+    async def _relay(self) -> None:
+        numbers, self._relays = self._relays, set()
+        for number in numbers:
+            while await self._insist(lambda number=number: self.journal.relay_outbox(number)):  # type: ignore[misc]
+                continue
+
+    async def _insist(self, attempt: Callable[[], Any]) -> Any:
+        """Repeat until Redis is there."""
+        while True:
+            try:
+                return await attempt()
+            except Unavailable:
+                await asyncio.sleep(_RETRY_PAUSE_S)
+
+    # -- timers
+
+    async def timer_loop(self) -> None:
+        """Fire timers for ever."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for run_id, step, item in self.timers.pop_due(time.time()):
+                found = self.find(run_id)
+                if found is not None:
+                    self.apply(*found, ev.TimerFired(step, item, self._random.random()))
+                else:
+                    await self._wake_parked(run_id)
+
+    async def _wake_parked(self, run_id: str) -> None:
+        partition = self.partitions.get(partition_of(run_id, self.settings.num_partitions))
+        if partition is not None and run_id in partition.parked_ids:
+            run = await self._insist(lambda: self._require(partition, run_id))
+            if run is not None:
+                self.apply(partition, run, ev.TimerFired(-1, -1, 0.0))
+
+    # -- ownership
+
+    def lose(self, partition: Partition, reason: str) -> None:
+        """Forget a partition that has another owner; replicas keep what they hold for it."""
+        if partition.is_lost:
+            return
+        _log.warning("partition lost", partition=partition.number, reason=reason)
+        partition.is_lost = True
+        if self.partitions.get(partition.number) is partition:
+            del self.partitions[partition.number]
+        for run in partition.runs.values():
+            self.timers.clear((run.run_id, -1, -1))
+            for step, item in run.running | run.backoff:
+                self.timers.clear((run.run_id, step, item))
+        for link in self.dispatcher.links.values():
+            for key in [key for key in link.held if key[0] in partition.runs]:
+                del link.held[key]
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def mark_dirty(self) -> None:
+        """Ask for a commit."""
+        self._dirty.set()
+
+    async def close(self) -> None:
+        """Stop what runs beside the loops."""
+        for task in self._tasks:
+            task.cancel()
+        self.dispatcher.close()
+
+
+def _command_event(body: dict[str, Any]) -> ev.Event | None:
+    kind = body["kind"]
+    if kind == "cancel":
+        return ev.CancelRequested(str(body.get("reason") or ""))
+    if kind == "pause":
+        return ev.PauseRequested()
+    if kind == "resume":
+        return ev.ResumeRequested()
+    return ev.PriorityRequested(int(body["priority"])) if kind == "priority" else None

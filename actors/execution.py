@@ -1,0 +1,170 @@
+"""One attempt on a replica: the context an agent works in, and the call of its code."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from cluster.errors import FailureCode, StepError
+from cluster.model.blob_reference import resolve
+from cluster.model.view import Failure
+
+if TYPE_CHECKING:
+    from actors.messages import StepCall
+    from cluster.store.blobs import BlobStore
+
+__all__ = ["AttemptContext", "Host", "execute", "failure_of"]
+
+_PROGRESS_PAUSE_S = 0.1
+_RETRYABLE = (ConnectionError, TimeoutError, InterruptedError)
+_MAX_MESSAGE = 2000
+
+
+class Host:
+    """What a replica lends its attempts: blobs, threads, settings. One per replica."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        threads: ThreadPoolExecutor,
+        *,
+        inline_limit_bytes: int,
+        input_dirs: tuple[str, ...],
+        egress_allow: tuple[str, ...],
+    ) -> None:
+        self.blobs = blobs
+        self.threads = threads
+        self.inline_limit_bytes = inline_limit_bytes
+        self.input_dirs = input_dirs
+        self.egress_allow = egress_allow
+        self.loop = asyncio.get_running_loop()
+
+
+class AttemptContext:
+    """The AgentContext of one attempt; see actors.agent.AgentContext."""
+
+    __slots__ = (
+        "_call",
+        "_host",
+        "_last_progress_at",
+        "_metadata",
+        "_report",
+        "_stopped",
+        "attempt",
+        "deadline_at",
+        "egress_allow",
+        "input_dirs",
+        "item",
+        "run_id",
+        "step",
+        "tenant",
+    )
+
+    def __init__(self, call: StepCall, host: Host, report: Callable[[float, str], None]) -> None:
+        self.run_id, _, self.item, self.attempt = call.key
+        self.step, self.tenant, self.deadline_at = call.name, call.tenant, call.deadline_at
+        self.input_dirs, self.egress_allow = host.input_dirs, host.egress_allow
+        self._call, self._host, self._report = call, host, report
+        self._metadata: dict[str, Any] | None = None
+        self._last_progress_at = 0.0
+        self._stopped = threading.Event()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The Run's metadata."""
+        if self._metadata is None:
+            self._metadata = orjson.loads(self._call.metadata)
+        return self._metadata
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this StepRun."""
+        return f"{self.run_id}:{self.step}:{self.item}"
+
+    async def progress(self, fraction: float, message: str = "") -> None:
+        """Tell how far the work is; at most ten a second are passed on."""
+        self._tell(fraction, message)
+
+    def report_progress(self, fraction: float, message: str = "") -> None:
+        """The same from a thread."""
+        self._host.loop.call_soon_threadsafe(self._tell, fraction, message)
+
+    def _tell(self, fraction: float, message: str) -> None:
+        now = time.monotonic()
+        if now - self._last_progress_at >= _PROGRESS_PAUSE_S or fraction >= 1.0:
+            self._last_progress_at = now
+            self._report(fraction, message)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the result is no longer wanted."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Let `cancelled` be true from now on."""
+        self._stopped.set()
+
+    def read_blob(self, reference: dict[str, Any]) -> bytes:
+        """Read the bytes behind a blob reference."""
+        return self._host.blobs.read(reference)
+
+    def write_blob(self, content: bytes, media_type: str) -> dict[str, Any]:
+        """Store bytes and return a reference."""
+        return self._host.blobs.put(content, media_type)
+
+
+async def execute(bound: Any, call: StepCall, context: AttemptContext, host: Host) -> bytes:
+    """Run an agent on its inputs.
+
+    Returns:
+        The output as raw JSON, a blob reference where it is over the inline limit.
+
+    Raises:
+        StepError: The output is not JSON.
+        Exception: Whatever the agent raises.
+    """
+    inputs = orjson.loads(call.inputs)
+    if b'"$blob"' in call.inputs:
+        inputs = await asyncio.to_thread(resolve, inputs, host.blobs.read)
+    if bound.is_async:
+        output = await bound(inputs, call.capability, context)
+    else:
+        output = await _in_thread(host, context, bound, inputs, call.capability)
+    try:
+        raw = orjson.dumps(output, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        raise StepError(f"the agent's output is not JSON: {error}") from error
+    if len(raw) <= host.inline_limit_bytes:
+        return raw
+    reference = await asyncio.to_thread(host.blobs.put, raw, "application/json")
+    return orjson.dumps(reference)
+
+
+async def _in_thread(host: Host, context: AttemptContext, bound: Any, inputs: Any, capability: str) -> Any:
+    """Run sync code in a thread. When cancelled, the thread is told and waited for: its slot is not free before."""
+    work = host.loop.run_in_executor(host.threads, bound, inputs, capability, context)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        context.stop()
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()
+        raise
+
+
+def failure_of(error: BaseException) -> tuple[Failure, float]:
+    """Turn what an agent raised into a Failure and the seconds the other side asked to wait."""
+    if isinstance(error, StepError):
+        retry_after_s = error.details.get("retry_after_s") or 0.0
+        return Failure(str(error.code), error.message[:_MAX_MESSAGE], error.retryable), float(retry_after_s)
+    text = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
+    if isinstance(error, TimeoutError):
+        return Failure(FailureCode.TIMEOUT, text, retryable=True), 0.0
+    return Failure(FailureCode.EXECUTION_FAILED, text, isinstance(error, _RETRYABLE)), 0.0

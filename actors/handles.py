@@ -1,0 +1,138 @@
+"""The only `.remote` calls: every conversation with another actor, as a typed function.
+
+Ray's exceptions end here: a replica is either gone for good or unreachable for the moment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, TaskCancelledError
+
+from actors.messages import AttemptKey
+from actors.pool_table import PoolTable
+
+__all__ = [
+    "NAMESPACE",
+    "SCHEDULER",
+    "ReplicaGone",
+    "ReplicaUnreachable",
+    "SchedulerAway",
+    "adopt_from",
+    "attend_scheduler",
+    "exchange_with",
+    "find_actor",
+    "orchestrator_name",
+    "replace_replica",
+    "report_demand",
+    "start_replica_check",
+]
+
+NAMESPACE = "tutti"
+SCHEDULER = "tutti:scheduler"
+
+
+def orchestrator_name(number: int) -> str:
+    """Name of the n-th orchestrator actor, from 0."""
+    return f"tutti:orchestrator:{number}"
+
+
+class ReplicaGone(Exception):
+    """The replica's process is dead; all it held is lost."""
+
+
+class ReplicaUnreachable(Exception):
+    """The call did not come through; the replica may live."""
+
+
+class SchedulerAway(Exception):
+    """The scheduler is restarting."""
+
+
+def find_actor(name: str) -> Any:
+    """Return a named actor's handle, or None."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+async def exchange_with(handle: Any, message: bytes) -> bytes:
+    """Exchange messages with a replica.
+
+    Raises:
+        ReplicaGone, ReplicaUnreachable: See there.
+    """
+    try:
+        answer: bytes = await handle.exchange.remote(message)
+    except ActorUnavailableError as error:
+        raise ReplicaUnreachable(str(error)) from error
+    except ActorDiedError as error:
+        raise ReplicaGone(_first_line(error)) from error
+    except (RayError, TaskCancelledError) as error:
+        raise ReplicaUnreachable(str(error)) from error
+    return answer
+
+
+async def adopt_from(handle: Any, caller: str, seen: int, keys: list[AttemptKey]) -> list[AttemptKey]:
+    """Ask a replica for attempts; raises as `exchange_with`."""
+    try:
+        held: list[AttemptKey] = await handle.adopt.remote(caller, seen, keys)
+    except ActorDiedError as error:
+        raise ReplicaGone(_first_line(error)) from error
+    except RayError as error:
+        raise ReplicaUnreachable(str(error)) from error
+    return held
+
+
+async def start_replica_check(handle: Any) -> dict[str, Any]:
+    """Wait until a replica has loaded its agents.
+
+    Raises:
+        ReplicaGone: It could not; the text says why.
+    """
+    try:
+        answer: dict[str, Any] = await handle.ready.remote()
+    except RayError as error:
+        raise ReplicaGone(_first_line(error)) from error
+    return answer
+
+
+async def attend_scheduler(
+    handle: Any, orchestrator_id: str, version: int, demand: dict[str, int], in_use: dict[str, int]
+) -> PoolTable:
+    """Wait for a newer table, at most a second.
+
+    Raises:
+        SchedulerAway: It is restarting.
+    """
+    try:
+        table: PoolTable = await handle.attend.remote(orchestrator_id, version, demand, in_use)
+    except RayError as error:
+        raise SchedulerAway(str(error)) from error
+    return table
+
+
+def report_demand(handle: Any, orchestrator_id: str, demand: dict[str, int], in_use: dict[str, int]) -> None:
+    """Tell the scheduler what waits, without waiting for it."""
+    handle.note_demand.remote(orchestrator_id, demand, in_use)
+
+
+def replace_replica(handle: Any, replica_id: str, reason: str) -> None:
+    """Ask the scheduler to kill a replica, without waiting for it."""
+    handle.replace.remote(replica_id, reason)
+
+
+def _first_line(error: BaseException) -> str:
+    """The line of a Ray error that says why; the rest is decoration."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if "death cause" in line.lower() or "cause:" in line.lower() or line.endswith("Error"):
+            return line[:300]
+    told = [
+        line
+        for line in lines
+        if not line.startswith(("class_name", "actor_id", "pid", "namespace", "ip", "name"))
+    ]
+    return (told[-1] if told else "the replica died")[:300]

@@ -1,0 +1,282 @@
+"""The actor that runs agents: one replica of a pool.
+
+Orchestrators exchange batches with it: work goes in, reports come out as they are made, so that a slow Step never delays
+a fast one of its batch. A report is kept until its effect is durable; a call that was lost on the way loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from actors.agent import declaration_of
+from actors.execution import AttemptContext, Host, execute, failure_of
+from actors.messages import (
+    AttemptKey,
+    Report,
+    Reports,
+    StepCall,
+    decode_exchange,
+    encode,
+)
+from cluster.errors import FailureCode
+from cluster.model.view import Failure
+from cluster.store.blobs import BlobStore
+
+__all__ = ["Replica", "ReplicaConfig"]
+
+_HEARTBEAT_S = 5.0
+_CALLER_SILENCE_S = 60.0
+_FINAL = frozenset({"ok", "failed"})
+_failures = msgspec.json.Encoder()
+
+
+class ReplicaConfig(NamedTuple):
+    """What a replica needs to know; plain values that travel to any node."""
+
+    replica_id: str
+    agents: tuple[str, ...]
+    concurrency: int
+    blobs_dir: str
+    inline_limit_bytes: int
+    input_dirs: tuple[str, ...]
+    egress_allow: tuple[str, ...]
+
+
+class _Mailbox:
+    """Reports for one orchestrator."""
+
+    __slots__ = ("done", "given", "last_seen_at", "news", "reports", "seq", "waiter")
+
+    def __init__(self, seq: int) -> None:
+        self.reports: deque[Report] = deque()
+        self.done: set[AttemptKey] = set()
+        self.seq = self.given = seq
+        self.news = asyncio.Event()
+        self.waiter = 0
+        self.last_seen_at = time.monotonic()
+
+    def add(self, kind: str, key: AttemptKey, payload: bytes = b"", number: float = 0.0) -> None:
+        self.seq += 1
+        self.reports.append(Report(self.seq, kind, key, payload, number))
+        if kind in _FINAL:
+            self.done.add(key)
+        self.news.set()
+
+    def take_new(self) -> list[Report]:
+        """Reports that no call has carried yet."""
+        if self.given == self.seq:
+            return []
+        new = [report for report in self.reports if report.seq > self.given]
+        self.given = self.seq
+        return new
+
+    def forget(self, ack: int) -> None:
+        while self.reports and self.reports[0].seq <= ack:
+            self.done.discard(self.reports.popleft().key)
+
+
+class _Attempt:
+    """An attempt this replica holds."""
+
+    __slots__ = ("call", "caller", "context", "task")
+
+    def __init__(self, caller: str, call: StepCall) -> None:
+        self.caller = caller
+        self.call = call
+        self.context: AttemptContext | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Replica:
+    """Holds agents and runs attempts; a Ray actor with async methods."""
+
+    def __init__(self, config: ReplicaConfig) -> None:
+        self._config = config
+        self._bound: dict[str, Any] = {}
+        for path in config.agents:
+            module, _, name = path.partition(":")
+            declaration = declaration_of(getattr(import_module(module), name))
+            bound = declaration.bind()
+            self._bound.update(dict.fromkeys(declaration.capabilities, bound))
+        self._attempts: dict[AttemptKey, _Attempt] = {}
+        self._queue: deque[_Attempt] = deque()
+        self._num_running = 0
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._host: Host | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def ready(self) -> dict[str, Any]:
+        """Answer once the agents are loaded: what they serve, and the process id."""
+        self._start()
+        return {"capabilities": sorted(self._bound), "pid": os.getpid()}
+
+    def _start(self) -> Host:
+        if self._host is None:
+            config = self._config
+            self._host = Host(
+                BlobStore(Path(config.blobs_dir)),
+                ThreadPoolExecutor(config.concurrency, thread_name_prefix="agent"),
+                inline_limit_bytes=config.inline_limit_bytes,
+                input_dirs=config.input_dirs,
+                egress_allow=config.egress_allow,
+            )
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        return self._host
+
+    # -- messages
+
+    async def exchange(self, message: bytes) -> bytes:
+        """Take work in, wait for reports, give them out.
+
+        The newest call of an orchestrator is the one that waits; an older one returns at once. Without news it returns
+        after 5 s, which is the replica's sign of life.
+        """
+        self._start()
+        exchange = decode_exchange(message)
+        mailbox = self._mailbox(exchange.caller, exchange.seen)
+        mailbox.last_seen_at = time.monotonic()
+        mailbox.forget(exchange.ack)
+        if exchange.again:
+            mailbox.given = exchange.seen
+        mailbox.waiter += 1
+        turn = mailbox.waiter
+        mailbox.news.set()
+        for key in exchange.stops:
+            self._stop(key, mailbox)
+        for call in exchange.calls:
+            self._take(exchange.caller, call)
+        deadline = time.monotonic() + _HEARTBEAT_S
+        while True:
+            mailbox.news.clear()
+            if self._num_running:
+                await asyncio.sleep(0)
+            new = mailbox.take_new()
+            left_s = deadline - time.monotonic()
+            if new or turn != mailbox.waiter or left_s <= 0:
+                return encode(Reports(new))
+            try:
+                await asyncio.wait_for(mailbox.news.wait(), left_s)
+            except TimeoutError:
+                continue
+
+    async def adopt(self, caller: str, seen: int, keys: list[AttemptKey]) -> list[AttemptKey]:
+        """Give the attempts to another orchestrator, the owner of their Runs now.
+
+        Args:
+            caller: The orchestrator.
+            seen: Number of the last report it has received from here.
+            keys: The attempts it looks for.
+
+        Returns:
+            The keys of those held here, finished or not.
+        """
+        self._start()
+        mailbox = self._mailbox(caller, seen)
+        wanted = {(run_id, step, item, attempt) for run_id, step, item, attempt in keys}
+        held = wanted & mailbox.done
+        for other_id, other in list(self._mailboxes.items()):
+            if other_id == caller:
+                continue
+            kept: deque[Report] = deque()
+            for report in other.reports:
+                if report.key in wanted and report.kind in _FINAL:
+                    mailbox.add(report.kind, report.key, report.payload, report.number)
+                    held.add(report.key)
+                else:
+                    kept.append(report)
+            other.reports = kept
+            other.done -= held
+        for key in wanted & self._attempts.keys():
+            self._attempts[key].caller = caller
+            held.add(key)
+        return sorted(held)
+
+    def _mailbox(self, caller: str, seen: int = 0) -> _Mailbox:
+        """Find or make the mailbox; a new one goes on counting where the orchestrator stands."""
+        mailbox = self._mailboxes.get(caller)
+        if mailbox is None:
+            mailbox = self._mailboxes[caller] = _Mailbox(seen)
+        return mailbox
+
+    # -- attempts
+
+    def _take(self, caller: str, call: StepCall) -> None:
+        if call.key in self._attempts or call.key in self._mailbox(caller).done:
+            return  # the call came twice
+        attempt = _Attempt(caller, call)
+        self._attempts[call.key] = attempt
+        if self._num_running < self._config.concurrency:
+            self._launch(attempt)
+        else:
+            self._queue.append(attempt)
+
+    def _launch(self, attempt: _Attempt) -> None:
+        self._num_running += 1
+        attempt.task = asyncio.get_running_loop().create_task(self._run(attempt))
+
+    async def _run(self, attempt: _Attempt) -> None:
+        call = attempt.call
+        host = self._start()
+
+        def tell(fraction: float, message: str) -> None:
+            if call.key in self._attempts:
+                self._mailbox(attempt.caller).add("progress", call.key, message.encode()[:500], fraction)
+
+        context = attempt.context = AttemptContext(call, host, tell)
+        bound = self._bound.get(call.capability)
+        kind, payload, number = "ok", b"", 0.0
+        try:
+            if bound is None:
+                failure = Failure(
+                    FailureCode.AGENT_UNAVAILABLE, f"{self._config.replica_id} does not serve this"
+                )
+                kind, payload = "failed", _failures.encode(failure)
+            else:
+                payload = await execute(bound, call, context, host)
+        except asyncio.CancelledError:
+            kind = "stopped"
+        except Exception as error:  # noqa: BLE001 - an agent's code may raise anything; it becomes the Step's failure
+            failure, number = failure_of(error)
+            kind, payload = "failed", _failures.encode(failure)
+        self._attempts.pop(call.key, None)
+        self._mailbox(attempt.caller).add(kind, call.key, payload, number)
+        self._num_running -= 1
+        while self._queue and self._num_running < self._config.concurrency:
+            self._launch(self._queue.popleft())
+
+    def _stop(self, key: AttemptKey, mailbox: _Mailbox) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            mailbox.add("stopped", key)
+            return
+        if attempt.task is None:
+            self._queue.remove(attempt)
+            del self._attempts[key]
+            mailbox.add("stopped", key)
+            return
+        if attempt.context is not None:
+            attempt.context.stop()
+        attempt.task.cancel()
+
+    async def _sweep(self) -> None:
+        """Stop what belongs to an orchestrator that has not called for a minute: nobody would take the result."""
+        while True:
+            await asyncio.sleep(_HEARTBEAT_S)
+            now = time.monotonic()
+            for caller, mailbox in list(self._mailboxes.items()):
+                if now - mailbox.last_seen_at < _CALLER_SILENCE_S:
+                    continue
+                held = [key for key, attempt in self._attempts.items() if attempt.caller == caller]
+                for key in held:
+                    self._stop(key, mailbox)
+                if not held:
+                    del self._mailboxes[caller]

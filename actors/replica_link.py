@@ -1,0 +1,198 @@
+"""An orchestrator's line to one replica: natural batching, at most two calls in flight.
+
+What becomes ready while calls are under way goes into the next one. One call always waits at the replica while it holds
+attempts of ours; its return, at the latest after 5 s, is the replica's sign of life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from actors.handles import ReplicaGone, ReplicaUnreachable, exchange_with
+from actors.messages import AttemptKey, Exchange, Report, StepCall, decode_reports, encode
+
+if TYPE_CHECKING:
+    from actors.pool_table import ReplicaEntry
+
+__all__ = ["LinkOwner", "ReplicaLink"]
+
+_MAX_IN_FLIGHT = 2
+_SILENCE_S = 30.0
+_UNREACHABLE_PAUSE_S = 0.5
+
+
+class LinkOwner(Protocol):
+    """Who is told what comes over the line."""
+
+    def on_reports(self, link: ReplicaLink, reports: list[Report]) -> None:
+        """Take reports in; the owner says `acknowledge` when their effect is durable."""
+
+    def on_replica_lost(self, link: ReplicaLink, reason: str) -> None:
+        """The replica is gone with all it held."""
+
+    def on_replica_stuck(self, link: ReplicaLink, reason: str) -> None:
+        """The replica does not answer or does not stop what it was told to stop: it should be killed."""
+
+
+class ReplicaLink:
+    """State of the line.
+
+    Attributes:
+        entry: The replica as the scheduler describes it.
+        held: Attempts there that are ours, to the instant they were sent (monotonic seconds).
+        stopping: Attempts told to stop, to the instant of it.
+        was_replaced: Whether it was asked to be killed; what it holds is not to blame.
+        exclusive: Whether one suspect attempt has the replica for itself.
+        slots: How many attempts this orchestrator may have there.
+    """
+
+    def __init__(self, entry: ReplicaEntry, caller: str, owner: LinkOwner) -> None:
+        self.entry = entry
+        self.slots = entry.slots
+        self.held: dict[AttemptKey, float] = {}
+        self.stopping: dict[AttemptKey, float] = {}
+        self.exclusive = False
+        self.lost = False
+        self.was_replaced = False
+        self._caller = caller
+        self._owner = owner
+        self._calls: list[StepCall] = []
+        self._stops: list[AttemptKey] = []
+        self._seen = 0
+        self._ahead: set[int] = set()
+        self._ack = 0
+        self._again = False
+        self._in_flight = 0
+        self._wanted = asyncio.Event()
+        self._last_answer_at = time.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pump = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def replica_id(self) -> str:
+        """The replica's id, the `agent_id` clients see."""
+        return self.entry.replica_id
+
+    @property
+    def seen(self) -> int:
+        """Number up to which all reports were received."""
+        return self._seen
+
+    @property
+    def num_free(self) -> int:
+        """Free slots: what is stopping still occupies its own."""
+        return (
+            0
+            if self.lost or self.exclusive or self.was_replaced
+            else self.slots - len(self.held) - len(self.stopping)
+        )
+
+    def reserve(self, key: AttemptKey) -> None:
+        """Take a slot; the call follows after the commit."""
+        self.held[key] = time.monotonic()
+
+    def send(self, call: StepCall) -> None:
+        """Hand an attempt over with the next call."""
+        if call.key in self.held:
+            self._calls.append(call)
+            self._wanted.set()
+
+    def stop(self, key: AttemptKey) -> None:
+        """Stop an attempt; its slot is free when the replica says so."""
+        if self.held.pop(key, None) is None:
+            return
+        self.stopping[key] = time.monotonic()
+        self._stops.append(key)
+        self._wanted.set()
+
+    def adopt(self, key: AttemptKey) -> None:
+        """Hold an attempt that the replica already has."""
+        self.held[key] = time.monotonic()
+        self._wanted.set()
+
+    def acknowledge(self, seq: int) -> None:
+        """Let the replica forget reports up to `seq`."""
+        self._ack = max(self._ack, seq)
+
+    def close(self) -> None:
+        """Give the line up; the replica keeps what it holds for whoever adopts it."""
+        self.lost = True
+        self._pump.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _run(self) -> None:
+        while not self.lost:
+            await self._wanted.wait()
+            self._wanted.clear()
+            has_news = bool(self._calls or self._stops)
+            if self._in_flight >= _MAX_IN_FLIGHT or (self._in_flight and not has_news):
+                continue
+            if not (has_news or self.held or self.stopping):
+                continue
+            calls, self._calls = self._calls, []
+            stops, self._stops = self._stops, []
+            ack = min(self._ack, self._seen)
+            message = Exchange(self._caller, self._seen, ack, calls, stops, self._again)
+            self._again = False
+            self._in_flight += 1
+            if self._in_flight == 1:
+                self._last_answer_at = time.monotonic()
+            task = asyncio.get_running_loop().create_task(self._exchange(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _exchange(self, message: Exchange) -> None:
+        try:
+            answer = await exchange_with(self.entry.handle, encode(message))
+        except ReplicaGone as error:
+            self._lose(str(error))
+            return
+        except ReplicaUnreachable:
+            # What was sent may or may not have arrived: the replica ignores what comes twice.
+            self._calls = [call for call in message.calls if call.key in self.held] + self._calls
+            self._stops = message.stops + self._stops
+            self._again = True
+            await asyncio.sleep(_UNREACHABLE_PAUSE_S)
+            self._in_flight -= 1
+            self._wanted.set()
+            return
+        self._in_flight -= 1
+        self._last_answer_at = time.monotonic()
+        reports = [report for report in decode_reports(answer).reports if self._is_new(report.seq)]
+        if reports:
+            for report in reports:
+                if report.kind != "progress":
+                    self.held.pop(report.key, None)
+                    self.stopping.pop(report.key, None)
+            if self.exclusive and not self.held and not self.stopping:
+                self.exclusive = False
+            self._owner.on_reports(self, reports)
+        self._wanted.set()
+
+    def _is_new(self, seq: int) -> bool:
+        """Note a report; two calls in flight may answer out of order."""
+        if seq <= self._seen or seq in self._ahead:
+            return False
+        self._ahead.add(seq)
+        while self._seen + 1 in self._ahead:
+            self._seen += 1
+            self._ahead.discard(self._seen)
+        return True
+
+    def _lose(self, reason: str) -> None:
+        if not self.lost:
+            self.lost = True
+            self._pump.cancel()
+            self._owner.on_replica_lost(self, reason)
+
+    def check(self, now: float, stop_grace_s: float) -> None:
+        """Look for silence and for attempts that do not stop (`now`: monotonic seconds)."""
+        if self.lost:
+            return
+        if self._in_flight and now - self._last_answer_at > _SILENCE_S:
+            self._owner.on_replica_stuck(self, f"silent for {_SILENCE_S:g} s")
+        elif self.stopping and now - min(self.stopping.values()) > stop_grace_s:
+            self._owner.on_replica_stuck(self, f"did not stop within {stop_grace_s:g} s")

@@ -1,0 +1,323 @@
+"""The store as an owner of partitions sees it: leases, inboxes, commits, recovery, the outbox.
+
+One connection blocks on inboxes; everything else shares the pool. Nothing here decides anything about a Run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import orjson
+from redis.asyncio import Redis
+
+from cluster.engine import Run
+from cluster.errors import StaleOwner
+from cluster.store import keys, scripts
+from cluster.store.connection import connect_redis, redis_errors_as_ours
+from cluster.store.run_codec import decode_run, encode_event, encode_record, encode_step, field_of
+
+__all__ = ["CommitBatch", "InboxEntry", "Journal", "Ownership", "RunChange"]
+
+_LOAD_CHUNK = 500
+_INBOX_BLOCK_MS = 500
+_INBOX_COUNT = 1000
+
+
+class Ownership(NamedTuple):
+    """The answer to a claim: `owned` by the caller under `epoch`; `is_new` asks for a reload."""
+
+    epoch: int
+    owned: bool
+    is_new: bool
+    others_left_s: float
+
+
+class InboxEntry(NamedTuple):
+    """One message: `fields` as submit.lua, post.lua and the relay write them."""
+
+    partition: int
+    entry_id: str
+    fields: dict[bytes, bytes]
+
+
+class RunChange:
+    """What a batch writes of one Run."""
+
+    __slots__ = ("events", "results", "run", "units")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.units: dict[tuple[int, int], None] = {}
+        self.results: dict[tuple[int, int], None] = {}
+        self.events: list[Any] = []
+
+
+class CommitBatch(NamedTuple):
+    """One call of commit.lua.
+
+    Attributes:
+        trim_to: Inbox ids below it are done, or "".
+        verdicts: (command id, verdict JSON).
+    """
+
+    partition: int
+    epoch: int
+    number: int
+    trim_to: str
+    changes: Sequence[RunChange]
+    verdicts: Sequence[tuple[str, str]]
+
+
+class Journal:
+    """Access for one orchestrator to all partitions."""
+
+    def __init__(self, url: str, num_partitions: int, owner_id: str, retention_s: float) -> None:
+        self.redis: Redis = connect_redis(url)
+        self._blocking: Redis = connect_redis(url, socket_timeout_s=None)
+        self.partitions = [keys.PartitionKeys(p) for p in range(num_partitions)]
+        self._owner_id = owner_id
+        self._retention_ms = int(retention_s * 1000)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._blocking.aclose()
+        await self.redis.aclose()
+
+    async def check_format(self) -> None:
+        """Write or compare the version of the key layout.
+
+        Raises:
+            StaleOwner: The data belongs to another version.
+        """
+        with redis_errors_as_ours():
+            await self.redis.set(keys.FORMAT, keys.FORMAT_VERSION, nx=True)
+            found: Any = await self.redis.get(keys.FORMAT)
+        if found.decode() != keys.FORMAT_VERSION:
+            raise StaleOwner(f"the store has format {found.decode()}, this is {keys.FORMAT_VERSION}")
+
+    async def server_run_id(self) -> str:
+        """Name the server's incarnation; another one may have lost the last second in `everysec`."""
+        with redis_errors_as_ours():
+            info = await self.redis.info("server")
+        return str(info["run_id"])
+
+    # -- ownership
+
+    async def announce(self) -> list[str]:
+        """Show a sign of life and return the ids of living orchestrators, sorted."""
+        now = time.time()
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.zadd(keys.ORCHESTRATORS, {self._owner_id: now})
+            pipe.zremrangebyscore(keys.ORCHESTRATORS, "-inf", now - 60)
+            pipe.zrangebyscore(keys.ORCHESTRATORS, now - 5, "+inf")
+            *_, living = await pipe.execute()
+        return sorted(each.decode() for each in living)
+
+    async def leave(self) -> None:
+        """Be no longer among the living."""
+        with redis_errors_as_ours():
+            await self.redis.zrem(keys.ORCHESTRATORS, self._owner_id)
+
+    async def own(self, partitions: Sequence[int], lease_s: float) -> dict[int, Ownership]:
+        """Claim or renew partitions; a lease of 0 releases them."""
+        if not partitions:
+            return {}
+        calls: list[scripts.Call] = [
+            (scripts.OWN, [self.partitions[p].owner], [self._owner_id, int(lease_s * 1000)])
+            for p in partitions
+        ]
+        with redis_errors_as_ours():
+            replies = await scripts.call_many(self.redis, calls)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return {
+            p: Ownership(int(r[0]), bool(r[1]), bool(r[2]), r[3] / 1000)
+            for p, r in zip(partitions, replies, strict=True)
+        }
+
+    # -- inbox and recovery
+
+    async def read_inbox(self, cursors: dict[int, str]) -> list[InboxEntry]:
+        """Wait for entries behind the cursors (partition to last id seen), at most half a second."""
+        streams: dict[Any, Any] = {self.partitions[p].inbox: cursor for p, cursor in cursors.items()}
+        by_name = {self.partitions[p].inbox.encode(): p for p in cursors}
+        with redis_errors_as_ours():
+            replies: Any = await self._blocking.xread(streams, count=_INBOX_COUNT, block=_INBOX_BLOCK_MS)
+        rows = replies.items() if isinstance(replies, dict) else replies
+        return [
+            InboxEntry(by_name[name], entry_id.decode(), fields)
+            for name, entries in rows or ()
+            for entry_id, fields in _flat(entries)
+        ]
+
+    async def read_backlog(self, partition: int) -> list[InboxEntry]:
+        """Read the whole inbox at a takeover."""
+        with redis_errors_as_ours():
+            rows: Any = await self.redis.xrange(self.partitions[partition].inbox)
+        return [InboxEntry(partition, entry_id.decode(), fields) for entry_id, fields in rows]
+
+    async def active_ids(self, partition: int) -> list[tuple[str, float]]:
+        """Return (run_id, created_at) of Runs that have not ended, oldest first."""
+        with redis_errors_as_ours():
+            rows: Any = await self.redis.zrange(self.partitions[partition].active, 0, -1, withscores=True)
+        return [(run_id.decode(), created_at) for run_id, created_at in rows]
+
+    async def load(self, partition: int, run_ids: Sequence[str]) -> AsyncIterator[Run]:
+        """Stream Runs back from the store."""
+        names = self.partitions[partition]
+        for start in range(0, len(run_ids), _LOAD_CHUNK):
+            with redis_errors_as_ours():
+                pipe = self.redis.pipeline(transaction=False)
+                for run_id in run_ids[start : start + _LOAD_CHUNK]:
+                    pipe.hgetall(names.run(run_id))
+                rows: list[Any] = await pipe.execute()
+            for fields in rows:
+                if fields:
+                    yield decode_run(fields)
+
+    # -- commits
+
+    async def commit(self, batches: Sequence[CommitBatch]) -> list[int]:
+        """Write batches of several partitions in one round trip.
+
+        Returns:
+            For each batch the number of messages it put into the outbox, or -1 where the epoch is over.
+
+        Raises:
+            Unavailable: It is unknown which were written; the same batches may be committed again.
+        """
+        calls = [self._commit_call(batch) for batch in batches]
+        return await self.send(calls)
+
+    async def send(self, calls: Sequence[scripts.Call]) -> list[int]:
+        """Send encoded batches; may be repeated."""
+        with redis_errors_as_ours():
+            replies = await scripts.call_many(self.redis, calls)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return [int(reply) for reply in replies]
+
+    def encode(self, batch: CommitBatch) -> scripts.Call:
+        """Encode a batch as it stands now; later changes of its Runs belong to the next one."""
+        return self._commit_call(batch)
+
+    def _commit_call(self, batch: CommitBatch) -> scripts.Call:
+        part = self.partitions[batch.partition]
+        names = [
+            part.owner,
+            part.inbox,
+            part.active,
+            part.totals,
+            part.tenants,
+            part.outbox,
+            part.webhooks,
+            part.webhooks_due,
+        ]
+        arguments: list[Any] = [
+            batch.epoch,
+            batch.number,
+            batch.trim_to,
+            len(batch.changes),
+            len(batch.verdicts),
+            part.wake,
+            part.verdicts,
+        ]
+        for change in batch.changes:
+            run_id = change.run.header.run_id
+            names += (part.run(run_id), part.events(run_id), part.watchers(run_id))
+            self._encode_change(change, arguments)
+        for command_id, verdict in batch.verdicts:
+            names.append(part.verdict(command_id))
+            arguments += (command_id, verdict, keys.VERDICT_TTL_S * 1000)
+        return scripts.COMMIT, names, arguments
+
+    def _encode_change(self, change: RunChange, arguments: list[Any]) -> None:
+        run = change.run
+        record = run.record
+        arguments += (run.header.run_id, 1 + len(change.units) + len(change.results))
+        arguments += ("record", encode_record(record))
+        for step, item in change.units:
+            arguments += (field_of("s", step, item), encode_step(run.unit(step, item).to_record()))
+        for step, item in change.results:
+            arguments += (field_of("r", step, item), run.unit(step, item).output or b"null")
+        arguments.append(len(change.events))
+        for event in change.events:
+            arguments += (event.seq, encode_event(event))
+        if not record.status.is_terminal:
+            arguments.append("")
+            return
+        arguments += (record.status, run.header.tenant, self._retention_ms, record.ended_at or 0.0)
+        arguments.append(_webhook_of(run) if run.header.webhook_url else "")
+
+    # -- messages between Runs
+
+    async def watch(self, run_id: str, watcher: str) -> str:
+        """Ask to be told of a Run's end; returns its status if it has ended, else ""."""
+        names = self.partitions[keys.partition_of(run_id, len(self.partitions))]
+        with redis_errors_as_ours():
+            reply = await scripts.call(
+                self.redis,
+                scripts.WATCH,
+                [names.run(run_id), names.watchers(run_id)],
+                [watcher, keys.WATCHERS_TTL_S * 1000],
+            )
+        return str(reply.decode())
+
+    async def relay_outbox(self, partition: int) -> int:
+        """Carry the outbox to the inboxes it is meant for; a message may arrive twice, never not at all."""
+        outbox = self.partitions[partition].outbox
+        with redis_errors_as_ours():
+            rows: Any = await self.redis.xrange(outbox, count=_INBOX_COUNT)
+            if not rows:
+                return 0
+            pipe = self.redis.pipeline(transaction=False)
+            for _, fields in rows:
+                target = fields[b"to"].decode()
+                names = self.partitions[keys.partition_of(target, len(self.partitions))]
+                message = {"k": "ended", "r": target, "run": fields[b"run"], "status": fields[b"status"]}
+                pipe.xadd(names.inbox, message)  # type: ignore[arg-type]
+            await pipe.execute()
+            await self.redis.xdel(outbox, *[entry_id for entry_id, _ in rows])
+        return len(rows)
+
+    async def age_out_indexes(self, partition: int, before: float) -> None:
+        """Drop index entries of Runs created before `before` (Unix seconds) whose record has expired."""
+        names = self.partitions[partition]
+        with redis_errors_as_ours():
+            async for index in self.redis.scan_iter(match=_glob(names.index("")) + "*", count=200):
+                old: Any = await self.redis.zrangebyscore(index, "-inf", before, start=0, num=_INBOX_COUNT)
+                pipe = self.redis.pipeline(transaction=False)
+                for run_id in old:
+                    pipe.exists(names.run(run_id.decode()))
+                gone = [run_id for run_id, found in zip(old, await pipe.execute(), strict=True) if not found]
+                if gone:
+                    await self.redis.zrem(index, *gone)
+
+
+def _flat(entries: Any) -> Any:
+    """RESP3 nests a stream's entries one list deeper than RESP2."""
+    return entries[0] if entries and isinstance(entries[0], list) else entries
+
+
+def _glob(prefix: str) -> str:
+    return prefix.replace("{", "[{]").replace("}", "[}]")
+
+
+def _webhook_of(run: Run) -> bytes:
+    record = run.record
+    body = {
+        "event": f"run_{record.status}",
+        "run_id": run.run_id,
+        "status": record.status,
+        "error": None if record.error is None else msgspec.to_builtins(record.error),
+        "output": orjson.Fragment(run.render_output()) if record.status == "succeeded" else None,
+    }
+    return orjson.dumps(
+        {"url": run.header.webhook_url, "payload": orjson.dumps(body).decode(), "failures": 0}
+    )
