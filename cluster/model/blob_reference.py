@@ -1,7 +1,8 @@
 """References to blobs inside JSON values: what they look like, where they stand, what they become.
 
-A reference is `{"$blob": "sha256:<64 hex>", "size_bytes": n, "media_type": "…"}`, with an optional `"path"`: a dotted
-way into the decoded content of a JSON blob. This file refuses to know where the bytes are: the caller passes `read`.
+A reference is `{"$blob": "sha256:<64 hex>", "size_bytes": n, "media_type": "…"}`, with an optional `"path"`:
+a dotted way into the decoded content of a JSON blob. This file refuses to know where the bytes are: the
+caller passes `read`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 MAX_RESOLVED_BYTES = 512 << 20
-"""Bytes one `resolve` decodes at most: a small value may name a large blob many times, and that one others."""
+"""Bytes one `resolve` decodes at most: a small value may name a blob many times, and that one others."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REQUIRED = frozenset({"$blob"})
@@ -49,7 +50,7 @@ def is_reference(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def is_json_media_type(media_type: object) -> bool:
-    """Say whether content of this type decodes to a JSON value; parameters such as a charset do not matter."""
+    """Say whether content of this type decodes to a JSON value; parameters (a charset) do not matter."""
     if not isinstance(media_type, str):
         return False
     name = media_type.partition(";")[0].strip().lower()
@@ -76,8 +77,8 @@ def resolve(
 ) -> Json:
     """Put the content of every JSON blob in the place of its reference, also inside what was put there.
 
-    References to other content (an image) stay as they are: agents read them when they want them. The value itself is
-    not changed; what comes back may share unchanged parts with it.
+    References to other content (an image) stay as they are: agents read them when they want them. The value
+    itself is not changed.
 
     Args:
         value: Any JSON value.
@@ -136,7 +137,7 @@ def _is_json_reference(node: Json) -> TypeGuard[dict[str, Any]]:
 
 
 def _walk(node: Json, path: list[str]) -> Json:
-    """Walk a path as references do: null stays null, and a reference on the way takes the rest of the path along."""
+    """Walk a path as references do: null stays null, a blob on the way takes the rest of the path along."""
     for position, key in enumerate(path):
         if node is None:
             return None

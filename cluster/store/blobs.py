@@ -1,11 +1,12 @@
 """Large values, kept by the hash of their content in a local folder.
 
-A blob is on disk, synced, before `put` returns, so the commit that names it never names nothing. The same content has
-one file, however often and by whomever it is written. The store refuses to know who needs a blob: `sweep` is told.
+A blob is on disk, synced, before `put` returns, so the commit that names it never names nothing. The same
+content has one file, however often and by whomever it is written. The store refuses to know who needs a blob:
+`sweep` is told.
 
-Layout below the root: `blobs/ab/cdef…` (hex of SHA-256), `incoming/` for files being written, `lock`. Writers and
-sweepers of any process exclude each other by flock on `lock`, so a blob that is put again is never swept in the same
-moment. Reading needs no lock: a file is complete or absent.
+Layout below the root: `blobs/ab/cdef…` (hex of SHA-256), `incoming/` for files being written, `lock`. Writers
+and sweepers of any process exclude each other by flock on `lock`, so a blob that is put again is never swept
+in the same moment. Reading needs no lock: a file is complete or absent.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ class BlobStore:
 
         Raises:
             InvalidInput: It is neither.
-            NotFound: No such blob, or what is there is damaged (`details["damaged"]`); a damaged file is moved aside
-                so that the same content can be stored again.
+            NotFound: No such blob, or what is there is damaged (`details["damaged"]`); a damaged file is
+                moved aside, so that the same content can be stored again.
             Unavailable: The disk cannot be read.
         """
         digest = _digest_of(reference)
@@ -140,8 +141,8 @@ class BlobStore:
     def sweep(self, keep: Container[str] | Callable[[str], bool], older_than_s: float) -> Swept:
         """Remove the blobs nobody names, and what dead writers left.
 
-        A blob is put before the commit that names it, so `older_than_s` must be longer than any writer takes between
-        the two, and than it took to gather `keep`; an hour is plenty.
+        A blob is put before the commit that names it, so `older_than_s` must be longer than any writer takes
+        between the two, and than it took to gather `keep`; an hour is plenty.
 
         Args:
             keep: Digests that are named, or a function that says so.

@@ -1,0 +1,231 @@
+"""The blob store on real files: durability, damage, concurrency, a full disk, sweeping."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import resource
+import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InvalidInput, NotFound, Unavailable
+from cluster.store.blobs import BlobStore, Swept
+
+CONTENT = b"all players together" * 1000
+DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "data" / "blobs")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "blobs"
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file() and path.name != "lock")
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_what_was_put_is_read_back_by_reference_and_by_digest(store: BlobStore, root: Path) -> None:
+    reference = store.put(CONTENT, "text/plain")
+    assert reference == {"$blob": DIGEST, "size_bytes": len(CONTENT), "media_type": "text/plain"}
+    assert store.read(reference) == CONTENT
+    assert store.read({**reference, "path": "a.b"}) == CONTENT
+    assert BlobStore(root).read(DIGEST) == CONTENT
+    assert store.exists(reference)
+    assert store.put(b"", "text/plain")["size_bytes"] == 0
+
+
+def test_only_the_owner_may_read_the_files(store: BlobStore, root: Path) -> None:
+    store.put(CONTENT, "text/plain")
+    for path in [root, *root.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_the_same_content_has_one_file_whatever_its_type(store: BlobStore, root: Path) -> None:
+    assert store.put(CONTENT, "text/plain")["$blob"] == store.put(CONTENT, "text/html")["$blob"]
+    assert len(files(root)) == 1
+
+
+def test_a_missing_blob_is_not_found(store: BlobStore) -> None:
+    assert not store.exists(DIGEST)
+    with pytest.raises(NotFound):
+        store.read(DIGEST)
+    assert store.delete(DIGEST) is False
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "",
+        "../../secret",
+        "sha256:../../../secret",
+        DIGEST + "/../x",
+        DIGEST.upper(),
+        DIGEST + "\n",
+        "sha256:" + "0" * 63,
+    ],
+)
+def test_nothing_but_a_digest_becomes_a_path(store: BlobStore, tmp_path: Path, digest: str) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    for use in (store.read, store.exists, store.delete):
+        with pytest.raises(InvalidInput):
+            use(digest)
+        with pytest.raises(InvalidInput):
+            use({"$blob": digest})
+
+
+def test_damage_is_noticed_and_healed_by_the_next_put(store: BlobStore, root: Path) -> None:
+    store.put(CONTENT, "text/plain")
+    [path] = files(root)
+    path.write_bytes(CONTENT[:-1] + b"!")
+    with pytest.raises(NotFound, match="damaged") as error:
+        store.read(DIGEST)
+    assert error.value.details["damaged"] is True
+    assert not store.exists(DIGEST)
+    store.put(CONTENT, "text/plain")
+    assert store.read(DIGEST) == CONTENT
+
+
+def test_a_truncated_file_is_written_again_by_put(store: BlobStore, root: Path) -> None:
+    store.put(CONTENT, "text/plain")
+    [path] = files(root)
+    path.write_bytes(CONTENT[:100])
+    store.put(CONTENT, "text/plain")
+    assert store.read(DIGEST) == CONTENT
+
+
+def test_a_deleted_blob_is_gone(store: BlobStore) -> None:
+    store.put(CONTENT, "text/plain")
+    assert store.delete(DIGEST) is True
+    assert not store.exists(DIGEST)
+
+
+def _write_for_ever(root: Path, ready: Connection) -> None:
+    store = BlobStore(root)
+    number = 0
+    while True:
+        store.put(os.urandom(1 << 20), "application/octet-stream")
+        number += 1
+        if number == 3:
+            ready.send("written")
+
+
+def test_a_writer_killed_in_the_middle_leaves_only_whole_blobs(store: BlobStore, root: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    writer = context.Process(target=_write_for_ever, args=(root, sender))
+    writer.start()
+    assert receiver.recv() == "written"
+    writer.kill()
+    writer.join()
+    whole = files(root / "blobs")
+    assert len(whole) >= 3
+    for path in whole:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.parent.name + path.name
+    store.put(CONTENT, "text/plain")
+    assert store.read(DIGEST) == CONTENT
+
+
+def test_leftovers_of_dead_writers_are_swept_when_old(store: BlobStore, root: Path) -> None:
+    old, young = root / "incoming" / "old", root / "incoming" / "young"
+    for leftover in (old, young):
+        leftover.write_bytes(b"half")
+    age(old, 7200)
+    assert store.sweep(keep=(), older_than_s=3600) == Swept(0, 0, 1)
+    assert files(root) == [young]
+
+
+def test_sweep_keeps_what_is_named_and_what_is_young(store: BlobStore, root: Path) -> None:
+    named, forgotten, young = (store.put(text, "text/plain") for text in (b"named", b"forgotten", b"young"))
+    for path in files(root):
+        if path.read_bytes() != b"young":
+            age(path, 7200)
+    assert store.sweep({named["$blob"]}, older_than_s=3600) == Swept(1, len(b"forgotten"), 0)
+    assert [store.exists(reference) for reference in (named, forgotten, young)] == [True, False, True]
+    assert store.sweep(lambda digest: digest == named["$blob"], older_than_s=0).num_blobs == 1
+    assert store.exists(named)
+
+
+def test_a_blob_that_is_put_again_is_young_again(store: BlobStore, root: Path) -> None:
+    store.put(CONTENT, "text/plain")
+    [path] = files(root)
+    age(path, 7200)
+    store.put(CONTENT, "text/plain")
+    assert store.sweep(keep=(), older_than_s=3600) == Swept(0, 0, 0)
+
+
+def test_a_damaged_file_is_swept_in_its_time(store: BlobStore, root: Path) -> None:
+    store.put(CONTENT, "text/plain")
+    [path] = files(root)
+    path.write_bytes(b"!")
+    age(path, 7200)
+    with pytest.raises(NotFound):
+        store.read(DIGEST)
+    assert store.sweep(keep=(), older_than_s=3600).num_leftovers == 1
+    assert files(root) == []
+
+
+def test_many_writers_of_the_same_content_all_succeed(store: BlobStore, root: Path) -> None:
+    contents = [bytes([n % 8]) * 50_000 for n in range(64)]
+    with ThreadPoolExecutor(16) as threads:
+        references = list(threads.map(lambda content: store.put(content, "x/y"), contents))
+    assert [store.read(reference) for reference in references] == contents
+    assert len(files(root)) == 8
+
+
+def test_a_blob_put_again_while_a_sweep_runs_is_there_afterwards(store: BlobStore, root: Path) -> None:
+    contents = [bytes([n]) * 100 for n in range(32)]
+    for _ in range(10):
+        for content in contents:
+            store.put(content, "x/y")
+        for path in files(root / "blobs"):
+            age(path, 7200)
+        sweeper = threading.Thread(target=store.sweep, args=((), 3600))
+        sweeper.start()
+        references = [store.put(content, "x/y") for content in contents]
+        sweeper.join()
+        assert [store.read(reference) for reference in references] == contents
+
+
+def _put_with_little_room(root: Path, answer: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        BlobStore(root).put(b"x" * 100_000, "x/y")
+    except Unavailable as error:
+        answer.send((error.message, error.retry_after_s))
+
+
+def test_a_file_that_finds_no_room_is_unavailable_and_leaves_nothing(root: Path) -> None:
+    """The limit of a process's file size stands in for a full disk: a write fails half-way all the same."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    writer = context.Process(target=_put_with_little_room, args=(root, sender))
+    writer.start()
+    sender.close()
+    message, retry_after_s = receiver.recv()
+    writer.join()
+    assert "the disk is full" in message
+    assert retry_after_s > 0
+    assert files(root) == []
+
+
+def test_a_root_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Unavailable, match="cannot be made"):
+        BlobStore(tmp_path / "file" / "blobs")
