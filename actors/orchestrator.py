@@ -69,6 +69,8 @@ class Orchestrator:
         self._asking: asyncio.TimerHandle | None = None
         self._is_draining = False
         self._server_run_id = ""
+        # Ray calls __init__ again when it restarts the actor, and nothing else: so it begins by itself.
+        self._beginning = asyncio.get_running_loop().create_task(self.start())
 
     # -- life
 

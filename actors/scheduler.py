@@ -102,17 +102,19 @@ class Scheduler:
         self._changed = asyncio.Event()
         self._numbers: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._started = False
         self._is_draining = False
         self._sender = WebhookSender(settings, self._redis)
+        # Ray calls __init__ again when it restarts the actor, and nothing else: so it begins by itself.
+        self._beginning = asyncio.get_running_loop().create_task(self._begin())
 
     # -- life
 
     async def start(self) -> None:
-        """Read the declarations, rebuild from the ledger, begin to work; a second call changes nothing."""
-        if self._started:
-            return
-        self._started = True
+        """Return when it works."""
+        await asyncio.shield(self._beginning)
+
+    async def _begin(self) -> None:
+        """Read the declarations, rebuild from the ledger, begin to work."""
         for spec in declared_pools(self._settings):
             pool = _Pool(spec, spec.capabilities)
             try:
@@ -120,7 +122,13 @@ class Scheduler:
             except InvalidSetting as error:
                 pool.trouble, pool.trouble_at = error.message, float("inf")
             self._pools[spec.name] = pool
-        await self._reconcile()
+        while True:
+            try:
+                await self._reconcile()
+                break
+            except TuttiError as error:
+                _log.warning("scheduler waits", reason=error.message)
+                await asyncio.sleep(_TICK_S)
         self._bump()
         self._spawn(self._tick_loop())
         self._spawn(self._sender.run())

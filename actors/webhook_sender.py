@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import structlog
 
-from actors.webhooks import deliver
 from cluster.errors import TuttiError
 from cluster.scheduling.backoff import webhook_delay_s
 from cluster.store.connection import redis_errors_as_ours
@@ -71,6 +70,7 @@ class WebhookSender:
             if raw is None:
                 await self._forget(names, webhook_id)
                 return
+            from actors.webhooks import deliver
             entry = orjson.loads(raw)
             delivery = await deliver(
                 entry["url"],

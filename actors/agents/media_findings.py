@@ -139,6 +139,8 @@ def find_links(
         for table in tables:
             links: dict[str, str] = {}
             for column in table["columns"]:
+                if column["kind"] == "identifier":
+                    continue
                 words = set(re.findall(r"[a-z]{4,}", str(column["name"]).lower()))
                 values = {str(top["value"]).lower() for top in column.get("top", [])}
                 for term in terms:
