@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["describe_table"]
 
 _MAX_BINS = 24
+_MAX_BESIDE = 0.1
 _MAX_CATEGORIES_SHOWN = 12
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -92,7 +93,7 @@ def _describe(column: Column) -> dict[str, Json]:
     }
     if column.kind == "number" and column.numbers is not None:
         described["is_whole"] = column.is_whole
-        described |= _distribution(column.numbers)
+        described |= _distribution(column.numbers, is_whole=column.is_whole)
     elif column.kind == "time" and column.instants_s is not None:
         described |= _time_span(column.instants_s)
     elif column.kind in ("category", "boolean", "text"):
@@ -100,7 +101,7 @@ def _describe(column: Column) -> dict[str, Json]:
     return described
 
 
-def _distribution(numbers: NDArray[np.float64]) -> dict[str, Json]:
+def _distribution(numbers: NDArray[np.float64], *, is_whole: bool) -> dict[str, Json]:
     import numpy as np
 
     present = numbers[np.isfinite(numbers)]
@@ -124,7 +125,7 @@ def _distribution(numbers: NDArray[np.float64]) -> dict[str, Json]:
         "excess_kurtosis": _kurtosis(present),
         "num_zero": int((present == 0).sum()),
         "num_negative": int((present < 0).sum()),
-        "histogram": _histogram(present, quantiles[1], quantiles[3]),
+        "histogram": _histogram(present, quantiles[1], quantiles[3], is_whole=is_whole),
     }
 
 
@@ -142,28 +143,34 @@ def _kurtosis(present: NDArray[np.float64]) -> float | None:
     return rounded((count - 1) / ((count - 2) * (count - 3)) * ((count + 1) * excess + 6))
 
 
-def _histogram(present: NDArray[np.float64], lower: float, upper: float) -> dict[str, Json]:
-    """Count by equal bins over the bulk; what lies more than three quartile ranges out is counted beside
-    them.
+def _histogram(
+    present: NDArray[np.float64], lower: float, upper: float, *, is_whole: bool
+) -> dict[str, Json]:
+    """Count by equal bins. Where few numbers lie over three quartile ranges out, they are counted beside the
+    bins.
 
-    The width follows Freedman and Diaconis, "On the histogram as a density estimator" (1981).
+    The width follows Freedman and Diaconis, "On the histogram as a density estimator" (1981); bins of whole
+    numbers are whole, else some would hold two numbers and their neighbours one.
     """
     import numpy as np
 
     spread = upper - lower
     low, high = float(present.min()), float(present.max())
     if spread > 0:
-        low, high = max(low, lower - 3 * spread), min(high, upper + 3 * spread)
+        fence_low, fence_high = max(low, lower - 3 * spread), min(high, upper + 3 * spread)
+        if int(((present < fence_low) | (present > fence_high)).sum()) <= _MAX_BESIDE * present.size:
+            inside = present[(present >= fence_low) & (present <= fence_high)]
+            low, high = float(inside.min()), float(inside.max())
     if high <= low:
-        return {
-            "edges": [rounded(low), rounded(high)],
-            "counts": [int(present.size)],
-            "below": 0,
-            "above": 0,
-        }
+        return {"edges": [rounded(low), rounded(high)], "counts": [int(present.size)], "below": 0, "above": 0}
     width = 2 * spread / present.size ** (1 / 3) if spread > 0 else (high - low) / 10
     num_bins = int(min(_MAX_BINS, max(5, math.ceil((high - low) / width))))
-    counts, edges = np.histogram(present, bins=num_bins, range=(low, high))
+    top = high
+    if is_whole:
+        width = max(1, math.ceil((high - low + 1) / num_bins))
+        num_bins = math.ceil((high - low + 1) / width)
+        top = low + num_bins * width
+    counts, edges = np.histogram(present[present <= high], bins=num_bins, range=(low, top))
     return {
         "edges": [rounded(float(edge)) for edge in edges],
         "counts": [int(count) for count in counts],

@@ -59,7 +59,7 @@ def trends_of(
         present = instants[np.isfinite(instants)]
         if present.size and present.max() > present.min():
             period, key = _period_for(float(present.min()), float(present.max()), int(present.size))
-            codes, labels = _codes(instants, key)
+            codes, labels = _codes(instants, key, period)
             trends = _all_trends(numbers, codes, labels, best.name, period, outlying_rows=outlying_rows)
             growth = _count_trend(codes, labels)
             if growth:
@@ -136,7 +136,9 @@ def _month(instant_s: float) -> int:
     return moment.year * 12 + moment.month - 1
 
 
-def _codes(instants: NDArray[np.float64], key: Callable[[float], int]) -> tuple[NDArray[np.int64], list[str]]:
+def _codes(
+    instants: NDArray[np.float64], key: Callable[[float], int], period: str
+) -> tuple[NDArray[np.int64], list[str]]:
     """Number the periods from 0, gaps included; -1 where there is no instant. Labels are the earliest
     instants."""
     import numpy as np
@@ -148,7 +150,8 @@ def _codes(instants: NDArray[np.float64], key: Callable[[float], int]) -> tuple[
     for k, instant in zip(keys, instants, strict=True):
         if k is not None:
             earliest[k] = min(earliest.get(k, math.inf), float(instant))
-    labels = [say_instant(earliest[k]) if k in earliest else "" for k in range(first, max(known) + 1)]
+    cut = {"month": 7, "quarter": 7, "year": 4, "decade": 4, "century": 4}.get(period)
+    labels = [say_instant(earliest[k])[:cut] if k in earliest else "" for k in range(first, max(known) + 1)]
     return np.array([-1 if k is None else k - first for k in keys]), labels
 
 
