@@ -1,0 +1,105 @@
+"""The variables that Ray, Serve and HAProxy read when imported or started, worked out for one instance.
+
+Two services on one machine must not meet: HAProxy's files and its two side ports are the instance's own.
+Nothing is set here; the caller exports what it gets.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from pathlib import Path
+
+from cluster.errors import LaunchFailed
+from cluster.settings import Settings
+
+__all__ = ["free_ports", "raise_open_files", "serve_variables"]
+
+_MAX_CONNECTIONS = 20_000
+_MIN_CONNECTIONS = 1_000
+_FILES_PER_CONNECTION = 2.6
+"""HAProxy refuses to start with more: a client's and a server's socket, and its own reserve."""
+_RESERVED_FILES = 1_000
+_STREAMS_PER_CONNECTION = 10_000
+"""gRPC puts all calls of a client on one connection; HAProxy's default of 100 makes the next one wait."""
+_MAX_SOCKET_PATH_BYTES = 107
+_NODE_ID_CHARS = 56
+_PID_SUFFIX_CHARS = len(".4194304.tmp")
+
+
+def raise_open_files() -> int:
+    """Raise this process's limit of open files, which its children inherit, as far as it may go; return it.
+
+    Raises:
+        LaunchFailed: The hard limit is too low to serve.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = int(_RESERVED_FILES + _FILES_PER_CONNECTION * _MAX_CONNECTIONS) + 1
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    limit = wanted if soft == resource.RLIM_INFINITY else soft
+    if _connections(limit) < _MIN_CONNECTIONS:
+        needed = int(_RESERVED_FILES + _FILES_PER_CONNECTION * _MIN_CONNECTIONS) + 1
+        raise LaunchFailed(f"the limit of open files is {limit}, needed are {needed}: raise it (ulimit -n)")
+    return limit
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Find TCP ports that are free now. Another process may take one before it is used."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((host, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> dict[str, str]:
+    """Work out the variables.
+
+    Args:
+        settings: The service's.
+        folder: The instance's own temporary folder, with a short path.
+        num_open_files: What `raise_open_files` returned.
+
+    Raises:
+        LaunchFailed: The folder's path is too long for HAProxy's socket.
+    """
+    admin_socket = folder / "admin.sock"
+    longest = len(os.fsencode(admin_socket)) + 1 + _NODE_ID_CHARS + _PID_SUFFIX_CHARS
+    if longest > _MAX_SOCKET_PATH_BYTES:
+        raise LaunchFailed(
+            f"the temporary folder {folder} has a path too long for sockets; set a shorter TMPDIR"
+        )
+    metrics_port, stats_port = free_ports(2)
+    streams = str(_STREAMS_PER_CONNECTION)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_connections(num_open_files)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        # Its per-request lines would be parsed in Python; the service has metrics of its own.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(admin_socket),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": streams,
+        "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": streams,
+        # The default of 30 s would hold back every orderly end for that long.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(min(2.0, settings.drain_grace_s)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def _connections(num_open_files: int) -> int:
+    return min(_MAX_CONNECTIONS, int((num_open_files - _RESERVED_FILES) / _FILES_PER_CONNECTION))

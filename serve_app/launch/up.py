@@ -1,0 +1,376 @@
+"""`tutti up`: one run of the service in the foreground, from the first check to the last process ended.
+
+Order is everything here: check, claim the data directory, Redis, Ray, actors, Serve, ready; and back
+again. Ray and Serve read their environment when they are imported: after it was exported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+
+from cluster.errors import LaunchFailed, TuttiError
+from cluster.settings import INSTANCE_VARIABLE, Settings, export_variables, unknown_variables
+from serve_app.launch.leftovers import Claim, temporary_folder
+from serve_app.launch.preconditions import check_disk, check_port, check_ray_address
+from serve_app.launch.processes import ProcessMark, descendants_of, find_process, mark_of
+from serve_app.launch.ray_environment import raise_open_files, serve_variables
+from serve_app.launch.redis_check import check_redis
+from serve_app.launch.redis_server import EmbeddedRedis
+
+__all__ = ["Service", "run_until_signalled"]
+
+_READY_TIMEOUT_S = 90.0
+_WATCH_INTERVAL_S = 0.2
+_NOTE_INTERVAL_S = 5.0
+_CORE_PROCESSES = ("gcs_server", "raylet")
+_NAMESPACE = "tutti"
+_MIN_LOCAL_CPUS = 4
+
+
+class _Forced(BaseException):
+    """Raised in the main thread by the second signal: no more waiting."""
+
+
+class _Interrupted(TuttiError):
+    """Raised between two phases of the start when the first signal came."""
+
+
+class Service:
+    """One run of the service.
+
+    Args:
+        settings: What the operator decided.
+        say: Takes one line for the operator (warnings, phases); the ready line is not among them.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._say = say
+        self._claim = Claim(settings.data_dir)
+        self._claimed = False
+        self._redis: EmbeddedRedis | None = None
+        self._core: tuple[ProcessMark, ...] = ()
+        self._ray_started = False
+        self._served = False
+        self._noted_at = 0.0
+        self.stop_requested = threading.Event()
+        """Set it to end the service in order."""
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP clients on this machine connect."""
+        return f"http://{_reachable(self._settings.host)}:{self._settings.http_port}"
+
+    @property
+    def ready_line(self) -> str:
+        """What is printed when requests are answered."""
+        return f"ready: {self.http_url}  grpc://{_reachable(self._settings.host)}:{self._settings.grpc_port}"
+
+    def start(self) -> None:
+        """Start everything and return when `/health` says healthy.
+
+        Raises:
+            LaunchFailed: Something cannot be started, in one line.
+            InvalidSetting: The settings would expose an open service.
+        """
+        self._check()
+        self._claim_directory()
+        settings = dataclasses.replace(self._settings, redis_url=self._start_redis())
+        self._go_on()
+        self._start_ray(settings)
+        self._go_on()
+        from actors.start import start_actors
+
+        start_actors(settings)
+        self._claim.note_children(self._kept())
+        self._go_on()
+        from serve_app.app import deploy
+
+        self._served = True
+        deploy(settings)
+        self._claim.note_children(self._kept())
+        self._await_health()
+
+    def watch(self) -> None:
+        """Keep the service alive until `stop_requested` is set.
+
+        Raises:
+            LaunchFailed: A part that cannot be replaced ended by itself.
+        """
+        while not self.stop_requested.wait(_WATCH_INTERVAL_S):
+            if self._redis is not None and self._redis.restart_if_dead():
+                self._say("Redis ended unexpectedly and was started again")
+            for mark in self._core:
+                if find_process(mark) is None:
+                    raise LaunchFailed(f"Ray's {mark.name} ended unexpectedly; see {self._settings.logs_dir}")
+            if time.monotonic() - self._noted_at > _NOTE_INTERVAL_S:
+                self._noted_at = time.monotonic()
+                self._claim.note_children(self._kept())
+
+    def stop(self, grace_s: float) -> None:
+        """End everything: first what accepts work, then what does it, then what remembers it.
+
+        Args:
+            grace_s: Seconds for an orderly end of Serve and the actors; what is left then is ended by force.
+        """
+        deadline = time.monotonic() + grace_s
+        if self._ray_started:
+            if self._served:
+                _in_time(self._stop_serving, deadline - time.monotonic())
+            _in_time(lambda: self._stop_actors(deadline - time.monotonic()), deadline - time.monotonic())
+            _in_time(_stop_ray, max(deadline - time.monotonic(), 3.0))
+        self.end_now()
+
+    def end_now(self) -> None:
+        """End what is left by force; Redis still ends in order, since that is quick and it has the data."""
+        if not self._claimed:
+            return
+        left = self._claim.end_children(self._kept())
+        if self._redis is not None:
+            self._redis.stop()
+        for mark in left:
+            self._say(f"process {mark.pid} ({mark.name}) does not end")
+        with contextlib.suppress(OSError):
+            (self._settings.logs_dir / "ray").unlink(missing_ok=True)
+        if left:
+            return  # the record stays, so that the next start looks for them again
+        self._claim.release()
+        self._claimed = False
+
+    def _check(self) -> None:
+        settings = self._settings
+        settings.check_exposure()
+        for name in unknown_variables():
+            self._say(f"warning: {name} is not a setting (see `tutti settings`)")
+        check_disk(settings.data_dir)
+        check_ray_address(settings)
+        self._num_open_files = raise_open_files()
+
+    def _claim_directory(self) -> None:
+        living = EmbeddedRedis.living_server(self._settings.data_dir)
+        ended = self._claim.take(keep=[living] if living and not self._settings.redis_url else [])
+        self._claimed = True
+        if ended:
+            self._say(f"ended {len(ended)} processes that a killed run had left")
+        # After the leftovers: they may have held the ports.
+        check_port(self._settings.host, self._settings.http_port, "--http-port")
+        check_port(self._settings.host, self._settings.grpc_port, "--grpc-port")
+
+    def _start_redis(self) -> str:
+        settings = self._settings
+        url = settings.redis_url
+        if not url:
+            self._redis = EmbeddedRedis(settings.data_dir, settings.durability, settings.redis_binary)
+            url = self._redis.start()
+            if self._redis.adopted:
+                self._say("found the Redis of a killed run alive and took it over")
+        for warning in check_redis(url, settings.durability).warnings:
+            self._say(f"warning: {warning}")
+        return url
+
+    def _start_ray(self, settings: Settings) -> None:
+        folder = temporary_folder()
+        self._claim.note_folder(folder)
+        variables = serve_variables(settings, folder, self._num_open_files)
+        instance = {INSTANCE_VARIABLE: self._claim.instance}
+        export_variables(defaults=variables, forced=instance)
+        import ray
+
+        _quieten()
+        common: dict[str, Any] = {
+            "namespace": _NAMESPACE,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        }
+        try:
+            if settings.ray_address:
+                # The cluster's own processes have another environment: give ours to the actors we start.
+                environment = {
+                    name: value for name, value in variables.items() if name.startswith("RAY_SERVE_")
+                }
+                ray.init(
+                    address=settings.ray_address,
+                    runtime_env={"env_vars": {**environment, **instance}},
+                    **common,
+                )
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=int(settings.ray_num_cpus) or max(os.cpu_count() or 1, _MIN_LOCAL_CPUS),
+                    num_gpus=None if settings.ray_num_gpus is None else int(settings.ray_num_gpus),
+                    object_store_memory=settings.object_store_bytes,
+                    include_dashboard=False,
+                    _temp_dir=str(folder),
+                    **common,
+                )
+        except (ConnectionError, OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise LaunchFailed(f"Ray cannot be started: {_first_line(error)}") from error
+        self._ray_started = True
+        _install_signal_handlers_again(self)
+        self._claim.note_children(self._kept())
+        if settings.ray_address:
+            self._check_cluster(settings, len([node for node in ray.nodes() if node["Alive"]]))
+        else:
+            self._core = tuple(mark for mark in descendants_of(os.getpid()) if mark.name in _CORE_PROCESSES)
+            self._link_logs(folder)
+
+    def _check_cluster(self, settings: Settings, num_nodes: int) -> None:
+        if num_nodes > 1 and settings.redis_url.startswith("unix://"):
+            raise LaunchFailed(
+                f"the Ray cluster has {num_nodes} nodes: they need a Redis in common, set TUTTI_REDIS_URL"
+            )
+
+    def _link_logs(self, folder: Path) -> None:
+        """Let people find Ray's logs below the data directory, although its sockets need a shorter path."""
+        link = self._settings.logs_dir / "ray"
+        with contextlib.suppress(OSError):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder / "session_latest" / "logs")
+
+    def _await_health(self) -> None:
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        answer = "no answer"
+        with httpx.Client(timeout=2.0, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                self._go_on()
+                try:
+                    response = client.get(f"{self.http_url}/health")
+                    if response.status_code == 200 and response.json().get("healthy") is True:
+                        return
+                    answer = f"HTTP {response.status_code}"
+                except (httpx.HTTPError, ValueError) as error:
+                    answer = type(error).__name__
+                self.stop_requested.wait(0.05)
+        raise LaunchFailed(f"the service is not healthy after {_READY_TIMEOUT_S:g} s ({answer})")
+
+    def _go_on(self) -> None:
+        if self.stop_requested.is_set():
+            raise _Interrupted("interrupted while starting")
+
+    def _kept(self) -> list[ProcessMark]:
+        mark = mark_of(self._redis.pid) if self._redis is not None and self._redis.pid else None
+        return [mark] if mark is not None else []
+
+    def _stop_serving(self) -> None:
+        from ray import serve
+
+        if self._settings.ray_address:
+            serve.delete(_NAMESPACE)
+        else:
+            serve.shutdown()
+
+    def _stop_actors(self, grace_s: float) -> None:
+        from actors.start import stop_actors
+
+        stop_actors(self._settings, max(grace_s, 0.0))
+
+
+def run_until_signalled(
+    settings: Settings, announce: Callable[[str], None], say: Callable[[str], None]
+) -> None:
+    """Run the service in the foreground until SIGINT or SIGTERM.
+
+    Args:
+        settings: What the operator decided.
+        announce: Takes the ready line.
+        say: Takes all other lines.
+
+    Raises:
+        LaunchFailed: It could not be started, or a part that cannot be replaced ended.
+        InvalidSetting: The settings would expose an open service.
+    """
+    service = Service(settings, say)
+    with _signals(service):
+        try:
+            try:
+                service.start()
+                announce(service.ready_line)
+                service.watch()
+            except _Interrupted:
+                say("interrupted while starting")
+            finally:
+                service.stop(settings.drain_grace_s)
+        except _Forced:
+            say("forced")
+            service.end_now()
+
+
+def _handler(service: Service) -> Callable[[int, FrameType | None], None]:
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        if service.stop_requested.is_set():
+            raise _Forced
+        service.stop_requested.set()
+
+    return handle
+
+
+@contextlib.contextmanager
+def _signals(service: Service) -> Iterator[None]:
+    before = {number: signal.signal(number, _handler(service)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _install_signal_handlers_again(service: Service) -> None:
+    """`ray.init` puts its own handler for SIGTERM in place of ours."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _handler(service))
+
+
+def _in_time(action: Callable[[], None], limit_s: float) -> None:
+    """Run an action that may hang in a thread of its own, and give up at the limit; signals reach us."""
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong while ending must not stop the ending
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(limit_s, 0.1))
+    for error in failures:
+        logging.getLogger("tutti.launch").warning("while stopping: %s", _first_line(error))
+
+
+def _quieten() -> None:
+    """Keep Ray's and Serve's chatter off the terminal; a filter survives their own setting of levels."""
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", "", "localhost"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
