@@ -253,10 +253,13 @@ def _read_regular(spec: InputSpec, path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         refuse(spec.input_id, f"{path.name} cannot be opened ({error.strerror})")
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             refuse(spec.input_id, f"{path.name} is not a regular file")
-        return _checked(spec, stream.read(MAX_INPUT_BYTES + 1))
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return _checked(spec, stream.read(MAX_INPUT_BYTES + 1))
+    finally:
+        os.close(descriptor)
 
 
 def _checked(spec: InputSpec, content: bytes) -> bytes:

@@ -141,16 +141,23 @@ def table_from_csv(text: str, delimiter: str = "") -> Table:
 
 
 def looks_like_csv(text: str) -> bool:
-    """Whether plain text is beyond doubt a table: five lines or more, all with the same three or more
-    cells."""
+    """Whether plain text is beyond doubt a table.
+
+    That is: five lines or more, all with the same three or more cells, under different headers, and no spaces
+    after the delimiters, which is where prose puts them.
+    """
     lines = [line for line in text[:100_000].splitlines()[:200] if line.strip()]
     if len(lines) < 5:
         return False
-    delimiter = _sniff(text)
-    counts = {len(cells) for cells in csv.reader(lines, delimiter=delimiter)}
-    if len(counts) != 1 or counts.pop() < 3:
+    try:
+        rows = list(csv.reader(lines, delimiter=_sniff(text)))
+    except (csv.Error, TableError):
         return False
-    header = next(csv.reader(lines[:1], delimiter=delimiter))
+    header = rows[0]
+    if len(header) < 3 or any(len(row) != len(header) for row in rows):
+        return False
+    if any(cell.startswith(" ") for row in rows for cell in row[1:]):
+        return False
     return all(cell.strip() and len(cell) <= 80 for cell in header) and len(set(header)) == len(header)
 
 
