@@ -194,6 +194,7 @@ class Service:
             "log_to_driver": False,
             "logging_level": logging.ERROR,
         }
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             if settings.ray_address:
                 # The cluster's own processes have another environment: give ours to the actors we start.
@@ -218,7 +219,7 @@ class Service:
         except (ConnectionError, OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise LaunchFailed(f"Ray cannot be started: {_first_line(error)}") from error
         self._ray_started = True
-        _install_signal_handlers_again(self)
+        _restore_handlers(handlers)
         self._claim.note_children(self._kept())
         if settings.ray_address:
             self._check_cluster(settings, len([node for node in ray.nodes() if node["Alive"]]))
@@ -323,15 +324,14 @@ def _signals(service: Service) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _restore_handlers(before)
 
 
-def _install_signal_handlers_again(service: Service) -> None:
-    """`ray.init` puts its own handler for SIGTERM in place of ours."""
+def _restore_handlers(handlers: dict[signal.Signals, Any]) -> None:
+    """Put handlers back: `ray.init` sets its own for SIGTERM. Only the main thread may."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _handler(service))
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _in_time(action: Callable[[], None], limit_s: float) -> None:
