@@ -1,7 +1,7 @@
 """Named recipes: which agents a kind of work needs, and the three ways to arrange them into a Plan.
 
-Pure builders; the result is an ordinary Plan and nothing later asks how it was arranged. Step names are the agents'
-names. The Run's inputs are `{"inputs": [element, …]}`; what each agent is given stands in `_RECIPES`.
+Pure builders; the result is an ordinary Plan and nothing later asks how it was arranged. Step names are the
+agents' names. The Run's inputs are `{"inputs": [element, …]}`; what each agent is given stands in `_RECIPES`.
 """
 
 from __future__ import annotations

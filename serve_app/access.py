@@ -1,0 +1,261 @@
+"""What each route asks of its caller, and whom the process talks to at all.
+
+Every route carries exactly one rule, `requires(...)` or `public()`; a test walks the routes and fails where
+there is none. `Door` stands before all routes: in open mode it refuses every peer that is not this machine
+and every web page of elsewhere, since Serve's replicas listen wider than the service does; it also bounds
+bodies.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import psutil
+from starlette.requests import HTTPConnection
+
+from cluster.errors import Forbidden, PayloadTooLarge, TuttiError
+from serve_app.auth import CREDENTIAL_NAMES, Authenticator, Principal
+from serve_app.rate_limit import RateLimiter
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from cluster.settings import Settings
+
+__all__ = ["AccessRule", "Door", "Gate", "LocalPeers", "public", "requires", "rule_of"]
+
+_ALLOWANCE = "tutti.allowance"
+_WANTED = {name.encode(): name for name in CREDENTIAL_NAMES}
+_MARK = "__tutti_access__"
+
+
+class AccessRule(NamedTuple):
+    """Lowest role that may call, None for anybody; and a scope that the caller must hold, None for none."""
+
+    role: str | None
+    scope: str | None = None
+
+
+class Gate:
+    """Checks credentials and rate limits for every transport.
+
+    Attributes:
+        peers: Which peers count as this machine.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._authenticator = Authenticator(settings)
+        self.is_open = settings.auth == "open"
+        is_limited = settings.rate_limit > 0 and not self.is_open
+        self._limiter = RateLimiter(settings.rate_limit) if is_limited else None
+        self.peers = LocalPeers()
+
+    async def admit(
+        self, credentials: Mapping[str, str], rule: AccessRule, state: dict[str, Any] | None = None
+    ) -> Principal:
+        """Say who calls, or refuse.
+
+        Args:
+            credentials: See `Authenticator.authenticate`.
+            rule: What is asked for.
+            state: Where to leave the allowance for the response's headers.
+
+        Raises:
+            Unauthenticated, Forbidden, LimitExceeded, InvalidInput: See there.
+        """
+        principal = self._authenticator.authenticate(credentials)
+        if self._limiter is not None:
+            allowance = await self._limiter.spend(f"{principal.tenant}/{principal.subject}")
+            if state is not None:
+                state[_ALLOWANCE] = allowance
+        if rule.role is not None and not principal.has_role(rule.role):
+            raise Forbidden(f"this needs the role {rule.role}")
+        if rule.scope is not None and rule.scope not in principal.scopes and not principal.has_role("admin"):
+            raise Forbidden(f"this needs the scope {rule.scope}")
+        return principal
+
+
+def requires(role: str, scope: str | None = None) -> Callable[[HTTPConnection], Awaitable[Principal]]:
+    """Make the dependency of a route that needs a role (and a scope); it gives the Principal."""
+    rule = AccessRule(role, scope)
+
+    async def check(connection: HTTPConnection) -> Principal:
+        gate: Gate = connection.app.state.gate
+        credentials = {
+            _WANTED[name]: value.decode("latin-1")
+            for name, value in connection.scope["headers"]
+            if name in _WANTED
+        }
+        return await gate.admit(credentials, rule, connection.scope)  # type: ignore[arg-type]
+
+    setattr(check, _MARK, rule)
+    return check
+
+
+def public() -> Callable[[], Awaitable[None]]:
+    """Make the dependency of a route that anybody may call."""
+
+    async def check() -> None:
+        return None
+
+    setattr(check, _MARK, AccessRule(None))
+    return check
+
+
+def rule_of(dependency: object) -> AccessRule | None:
+    """Return the rule that `requires` or `public` left on a dependency, None on others."""
+    return getattr(dependency, _MARK, None)
+
+
+class LocalPeers:
+    """Tells whether a peer is a process of this machine: loopback, or one of its own addresses.
+
+    HAProxy reaches replicas by the node's address where Ray has joined a cluster; nobody else can speak from
+    it.
+    """
+
+    def __init__(self) -> None:
+        own = {
+            each.address.partition("%")[0]
+            for addresses in psutil.net_if_addrs().values()
+            for each in addresses
+            if each.family in (socket.AF_INET, socket.AF_INET6)
+        }
+        self._known = dict.fromkeys(own, True)
+
+    def has(self, address: str) -> bool:
+        """Whether `address` (an IP address as text) is this machine."""
+        found = self._known.get(address)
+        if found is None:
+            found = _is_loopback(address.partition("%")[0])
+            if found:
+                self._known[address] = True
+        return found
+
+    def has_grpc_peer(self, peer: str) -> bool:
+        """The same for a gRPC peer, `ipv4:1.2.3.4:5`, `ipv6:[::1]:5` or `unix:`."""
+        kind, _, rest = peer.partition(":")
+        if kind == "unix":
+            return True
+        return self.has(unquote(rest).rpartition(":")[0].strip("[]"))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return bool((mapped or parsed).is_loopback)
+
+
+class Door:
+    """The ASGI application around the FastAPI one.
+
+    Attributes:
+        app: The FastAPI application; Serve reads its routes.
+        routes: Its routes.
+        router: Its router.
+    """
+
+    def __init__(
+        self, app: FastAPI, settings: Settings, answer: Callable[[TuttiError, str], ASGIApp]
+    ) -> None:
+        self.app, self.routes, self.router = app, app.routes, app.router
+        self._inner: ASGIApp = app
+        self._gate: Gate = app.state.gate
+        self._max_body_bytes = settings.max_body_bytes
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "lifespan":
+            await self._inner(scope, receive, send)
+            return
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if self._gate.is_open and (reason := self._strangeness(scope, headers)):
+            await self._refuse(Forbidden(reason), scope, receive, send)
+            return
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
+            too_large = PayloadTooLarge(
+                f"the body is over the limit of {self._max_body_bytes} bytes",
+                limit_bytes=self._max_body_bytes,
+            )
+            for name, value in headers:
+                if name == b"content-length" and (
+                    not value.isdigit() or len(value) > 18 or int(value) > self._max_body_bytes
+                ):
+                    await self._refuse(too_large, scope, receive, send)
+                    return
+            receive = self._bounded(receive, too_large)
+        await self._inner(scope, receive, send if self._gate.is_open else _with_allowance(scope, send))
+
+    async def _refuse(self, error: TuttiError, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+            return
+        await self._answer(error, scope["path"])(scope, receive, send)
+
+    def _strangeness(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> str | None:
+        """Say what makes the caller a stranger: the peer, or the web page or name it came by."""
+        client = scope.get("client")
+        if client is None or not self._gate.peers.has(client[0]):
+            return "without authentication only this machine is served"
+        for name, value in headers:
+            if name == b"host" and not _is_own_name(value.decode("latin-1")):
+                return "without authentication the service is known as localhost only"
+            if name == b"origin" and not _is_own_origin(value.decode("latin-1")):
+                return "without authentication web pages of other origins are refused"
+        return None
+
+    def _bounded(self, receive: Receive, too_large: PayloadTooLarge) -> Receive:
+        left_bytes = self._max_body_bytes
+
+        async def bounded() -> Message:
+            nonlocal left_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                left_bytes -= len(message.get("body", b""))
+                if left_bytes < 0:
+                    raise too_large
+            return message
+
+        return bounded
+
+
+def _is_own_origin(origin: str) -> bool:
+    try:
+        host = urlsplit(origin).hostname
+    except ValueError:
+        return False
+    return host is not None and (host == "localhost" or host.endswith(".localhost") or _is_loopback(host))
+
+
+def _is_own_name(host: str) -> bool:
+    """Another name may be a web page's own, pointed at us (DNS rebinding); an address cannot."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if name == "localhost" or name.endswith(".localhost") or name == socket.gethostname():
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_allowance(scope: Scope, send: Send) -> Send:
+    async def telling(message: Message) -> None:
+        if message["type"] == "http.response.start" and (allowance := scope.get(_ALLOWANCE)) is not None:
+            message = {**message, "headers": [*message.get("headers", ()), *allowance.headers]}
+        await send(message)
+
+    return telling

@@ -1,0 +1,84 @@
+"""The composition root of the edge: one Serve application, whose one deployment answers HTTP and gRPC.
+
+One deployment, because plain gRPC clients send no application's name and Serve can only guess when there is
+just one. It must run with the variables of `launch.ray_environment` set before Ray was imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.serve.config import HTTPOptions, gRPCOptions
+
+from serve_app.access import Door, Gate
+from serve_app.grpc_servicer import OrchestratorServicer
+from serve_app.http_app import build_app
+from serve_app.service import RunService
+
+if TYPE_CHECKING:
+    from cluster.settings import Settings
+
+__all__ = ["APPLICATION", "DEPLOYMENT", "Ingress", "deploy", "undeploy"]
+
+APPLICATION = "tutti"
+DEPLOYMENT = "ingress"
+
+_SERVICERS = ["protos.orchestrator.v1.orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server"]
+_MAX_ONGOING = 20_000
+"""Followers hold a request each for as long as their Run goes on."""
+
+
+class Ingress(OrchestratorServicer):
+    """One replica of the edge. It keeps nothing: any other can answer the next request.
+
+    Args:
+        settings: The service's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> Door:
+        """Open the store on the replica's own loop and build the HTTP side."""
+        self.service = RunService.connect(self._settings)
+        door = build_app(self.service, self._settings)
+        self.gate: Gate = door.app.state.gate
+        return door
+
+
+def deploy(settings: Settings) -> None:
+    """Start the edge on a Ray that this process is connected to; return when it can serve.
+
+    Args:
+        settings: Where to listen, how many replicas, and what replicas need.
+    """
+    serve.start(
+        http_options=HTTPOptions(host=settings.host, port=settings.http_port),
+        grpc_options=gRPCOptions(port=settings.grpc_port, grpc_servicer_functions=_SERVICERS),
+    )
+    serve.run(_deployment(settings), name=APPLICATION, route_prefix="/", blocking=False)
+
+
+def _deployment(settings: Settings) -> Any:
+    deployment = serve.deployment(serve.ingress()(Ingress))
+    return deployment.options(
+        name=DEPLOYMENT,
+        num_replicas=settings.num_ingress,
+        max_ongoing_requests=_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=settings.drain_grace_s,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=2.0,
+        health_check_timeout_s=10.0,
+    ).bind(settings)
+
+
+def undeploy(grace_s: float) -> None:
+    """Take the edge down: requests in flight finish.
+
+    Args:
+        grace_s: Seconds for that, >= 0.
+    """
+    del grace_s  # the deployment's own drain_grace_s bounds it; Serve takes no other
+    serve.delete(APPLICATION)

@@ -1,0 +1,347 @@
+"""Every use case of the edge, once, for all dialects and transports: submit, read, follow, command, health.
+
+It works for a Principal and sees only that tenant's Runs. It refuses to know formats: dialects parse and
+render.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from uuid import uuid4
+
+import msgspec
+import orjson
+
+from actors.egress import EgressRefused, check_url
+from cluster.errors import InvalidInput, NotFound, PayloadTooLarge, StepError, Unavailable
+from cluster.lifecycle.run_status import RunStatus
+from cluster.model.blob_reference import is_json_media_type, is_reference, references_in, resolve
+from cluster.model.compiled import CompiledPlan
+from cluster.model.plan import Json, Submission
+from cluster.model.view import RunEvent, RunSummary, RunView
+from cluster.store.blobs import BlobStore
+from cluster.store.run_store import RunStore
+from serve_app.large_inputs import offload_inputs
+
+if TYPE_CHECKING:
+    from cluster.settings import Settings
+    from serve_app.auth import Principal
+
+__all__ = ["Accepted", "Health", "RunRequest", "RunService"]
+
+MAX_AFTER = 1000
+_RUN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}\Z")
+_HASH_IN_THREAD_BYTES = 1 << 20
+_MAX_TIMEOUT_S = 10 * 365 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a dialect makes of a client's request. See Submission for the fields of the same name.
+
+    Attributes:
+        plan: Checked Plan.
+        run_id: None for one of ours.
+    """
+
+    plan: CompiledPlan
+    dialect: str
+    inputs: Json = field(default_factory=dict)
+    run_id: str | None = None
+    priority: int = 50
+    timeout_s: float | None = None
+    after: tuple[str, ...] = ()
+    webhook_url: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Accepted(NamedTuple):
+    """Answer to a submission; `status` is what the Run begins with, `created` just now or before."""
+
+    run_id: str
+    created: bool
+    status: RunStatus
+    estimated_ms: int
+
+
+class Health(NamedTuple):
+    """How the service is; counts are over all tenants and 0 while the store is away."""
+
+    is_healthy: bool
+    version: str
+    uptime_s: float
+    num_waiting: int
+    num_active: int
+    num_submitted: int
+    num_succeeded: int
+    num_failed: int
+    num_cancelled: int
+
+
+class RunService:
+    """One per process."""
+
+    def __init__(self, store: RunStore, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self._blobs = BlobStore(settings.blobs_dir)
+        self._started_at = time.monotonic()
+        self.version = _version()
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Open the service on its store."""
+        return cls(RunStore.connect(settings), settings)
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self.store.close()
+
+    # -- submit
+
+    async def submit(self, principal: Principal, request: RunRequest) -> Accepted:
+        """Accept a Run durably; what can be wrong with a request is found before anything is stored.
+
+        Raises:
+            InvalidInput: An id, a number or the webhook's address cannot be used.
+            PayloadTooLarge: The metadata does not fit inline.
+            AlreadyExists, LimitExceeded, Unavailable: See RunStore.submit.
+        """
+        _check(request)
+        raw_inputs = _dumps(request.inputs, "inputs")
+        raw_metadata = _dumps(request.metadata, "metadata")
+        _refuse_references(request, raw_inputs)
+        limit_bytes = self.settings.inline_limit_bytes
+        if len(raw_metadata) > limit_bytes:
+            raise PayloadTooLarge(
+                f"metadata is over the limit of {limit_bytes} bytes",
+                limit_bytes=limit_bytes,
+                field="metadata",
+            )
+        if request.webhook_url is not None:
+            await self._check_webhook(request.webhook_url)
+        inputs = request.inputs
+        if len(raw_inputs) > limit_bytes:
+            inputs = await asyncio.to_thread(offload_inputs, inputs, self._blobs, limit_bytes)
+        if len(raw_inputs) > _HASH_IN_THREAD_BYTES:
+            digest = await asyncio.to_thread(_digest, principal.tenant, request, raw_inputs, raw_metadata)
+        else:
+            digest = _digest(principal.tenant, request, raw_inputs, raw_metadata)
+        submission = Submission(
+            run_id=request.run_id or uuid4().hex,
+            plan=request.plan.plan,
+            inputs=inputs,
+            tenant=principal.tenant,
+            priority=request.priority,
+            timeout_s=request.timeout_s,
+            after=request.after,
+            dialect=request.dialect,
+            metadata=request.metadata,
+            webhook_url=request.webhook_url,
+            submitted_by=principal.subject,
+            digest=digest,
+        )
+        outcome = await self.store.submit(submission, request.plan)
+        estimated_ms = await self.store.estimate_ms(request.plan.plan)
+        status = RunStatus.PENDING if request.after else RunStatus.QUEUED
+        return Accepted(outcome.run_id, outcome.created, status, estimated_ms)
+
+    async def _check_webhook(self, url: str) -> None:
+        try:
+            await check_url(url, self.settings.egress_allow)
+        except EgressRefused as error:
+            raise InvalidInput(f"webhook_url: {error.message}", field="webhook_url") from error
+
+    # -- read
+
+    async def get(self, principal: Principal, run_id: str) -> RunView:
+        """Read a Run; a large output is fetched from the blob store.
+
+        Raises:
+            NotFound: Unknown, expired, or another tenant's.
+        """
+        view = await self.store.get(run_id, principal.tenant)
+        if is_reference(view.output) and is_json_media_type(view.output.get("media_type")):
+            output = await asyncio.to_thread(self._read_output, view.output)
+            view = msgspec.structs.replace(view, output=output)
+        return view
+
+    def _read_output(self, reference: dict[str, Any]) -> Json:
+        """Read an output that went to the blob store whole; references further inside stay what they are."""
+        try:
+            return resolve(reference, self._blobs.read)
+        except (NotFound, StepError, PayloadTooLarge):
+            return reference
+
+    async def summary(self, principal: Principal, run_id: str) -> RunSummary:
+        """Read a Run without its Steps.
+
+        Raises:
+            NotFound: Unknown, expired, or another tenant's.
+        """
+        return await self.store.summary(run_id, principal.tenant)
+
+    async def list_runs(
+        self,
+        principal: Principal,
+        *,
+        statuses: Sequence[RunStatus] = (),
+        dialect: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[RunSummary], str | None]:
+        """List Runs, newest first, with the cursor of the next page.
+
+        Raises:
+            InvalidInput: `limit` is not in 1 to 1,000, or the cursor is not one of ours.
+        """
+        if not 1 <= limit <= 1000:
+            raise InvalidInput("limit: must be 1 to 1000", field="limit")
+        return await self.store.list_runs(
+            principal.tenant, statuses=statuses, dialect=dialect, limit=limit, cursor=cursor
+        )
+
+    async def follow(
+        self, principal: Principal, run_id: str, after_seq: int = 0
+    ) -> tuple[RunSummary, AsyncIterator[RunEvent]]:
+        """Return how the Run stands and its events after `after_seq`: the past, then the present, to its end.
+
+        Raises:
+            NotFound: Unknown, expired, or another tenant's.
+        """
+        summary = await self.store.summary(run_id, principal.tenant)
+        return summary, self.store.follow(run_id, principal.tenant, after_seq)
+
+    # -- command
+
+    async def cancel(
+        self, principal: Principal, run_id: str, reason: str = "", command_id: str | None = None
+    ) -> None:
+        """End a Run on request.
+
+        Raises:
+            NotFound, Conflict, Unavailable: See RunStore.command.
+        """
+        await self._command(principal, run_id, "cancel", command_id, reason=reason[:2000])
+
+    async def pause(self, principal: Principal, run_id: str, command_id: str | None = None) -> None:
+        """Let the Steps in flight finish and start no other; raises as `cancel`."""
+        await self._command(principal, run_id, "pause", command_id)
+
+    async def resume(self, principal: Principal, run_id: str, command_id: str | None = None) -> None:
+        """Go on after `pause`; raises as `cancel`."""
+        await self._command(principal, run_id, "resume", command_id)
+
+    async def set_priority(
+        self, principal: Principal, run_id: str, priority: int, command_id: str | None = None
+    ) -> None:
+        """Change the priority, 0 to 100; raises as `cancel`.
+
+        Raises:
+            InvalidInput: The priority is out of range.
+        """
+        _check_priority(priority)
+        await self._command(principal, run_id, "priority", command_id, priority=priority)
+
+    async def _command(
+        self, principal: Principal, run_id: str, kind: str, command_id: str | None, **arguments: Any
+    ) -> None:
+        if command_id is not None:
+            # Ids are the client's own: one tenant's must not answer for another's, nor one Run's for another.
+            command_id = hashlib.sha256(
+                f"{principal.tenant}\0{run_id}\0{kind}\0{command_id}".encode()
+            ).hexdigest()
+        await self.store.command(run_id, principal.tenant, kind, command_id=command_id, **arguments)
+
+    # -- health
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since this process began to serve."""
+        return time.monotonic() - self._started_at
+
+    async def health(self) -> Health:
+        """Look whether the store answers, and count."""
+        uptime_s = self.uptime_s
+        try:
+            if await self.store.ping():
+                totals = await self.store.totals()
+                snapshots = await self.store.metrics_snapshots()
+                num_active = min(_num_running(snapshots), totals.unfinished)
+                return Health(
+                    True,
+                    self.version,
+                    uptime_s,
+                    totals.unfinished - num_active,
+                    num_active,
+                    totals.submitted,
+                    totals.succeeded,
+                    totals.failed,
+                    totals.cancelled,
+                )
+        except Unavailable:
+            pass
+        return Health(False, self.version, uptime_s, 0, 0, 0, 0, 0, 0)
+
+
+def _check(request: RunRequest) -> None:
+    if request.run_id is not None and not _RUN_ID.match(request.run_id):
+        raise InvalidInput("an id must match [A-Za-z0-9_.:-]{1,200}", field="run_id")
+    _check_priority(request.priority)
+    if request.timeout_s is not None and not 0 < request.timeout_s <= _MAX_TIMEOUT_S:
+        raise InvalidInput(f"the timeout must be above 0 and at most {_MAX_TIMEOUT_S:.0f} s", field="timeout")
+    if len(request.after) > MAX_AFTER:
+        raise InvalidInput(f"after: at most {MAX_AFTER} ids", field="after")
+    for other in request.after:
+        if not _RUN_ID.match(other) or other == request.run_id:
+            raise InvalidInput(f"after: {other[:200]!r} is not the id of another Run", field="after")
+
+
+def _check_priority(priority: int) -> None:
+    if not 0 <= priority <= 100:
+        raise InvalidInput("priority: must be 0 to 100", field="priority")
+
+
+def _dumps(value: Json, name: str) -> bytes:
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise InvalidInput(f"{name}: not JSON ({error})", field=name) from None
+
+
+def _refuse_references(request: RunRequest, raw_inputs: bytes) -> None:
+    """References to blobs are the service's own to make: a client's could name what another tenant stored."""
+    if b'"$blob"' in raw_inputs and references_in(request.inputs):
+        raise InvalidInput("inputs: $blob is reserved", field="inputs")
+    if b'"$blob"' in request.plan.raw and references_in(orjson.loads(request.plan.raw)):
+        raise InvalidInput("plan: $blob is reserved", field="plan")
+
+
+def _digest(tenant: str, request: RunRequest, raw_inputs: bytes, raw_metadata: bytes) -> str:
+    """Hash what makes two requests the same; key order and how the client wrote them do not."""
+    hasher = hashlib.blake2b(digest_size=16)
+    rest = (tenant, request.dialect, request.priority, request.timeout_s, request.after, request.webhook_url)
+    for part in (request.plan.raw, raw_inputs, raw_metadata, orjson.dumps(rest)):
+        hasher.update(b"%d:" % len(part))
+        hasher.update(part)
+    return hasher.hexdigest()
+
+
+def _num_running(snapshots: Sequence[dict[str, Any]]) -> int:
+    """Add up what the orchestrators told in the last seconds."""
+    gauges = [snapshot.get("gauges", {}) for snapshot in snapshots]
+    return sum(int(each.get("runs_running", each.get("runs_loaded", 0))) for each in gauges)
+
+
+def _version() -> str:
+    try:
+        return version("tutti")
+    except PackageNotFoundError:
+        return "0"
