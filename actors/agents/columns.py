@@ -41,6 +41,7 @@ _DATE_SHAPE = re.compile(r"\d{1,4}[-./]\d{1,2}|[A-Za-z]{3} \d{4}|\d{1,2} [A-Za-z
 _TIME_NAME = re.compile(r"(?i)(^|[_\W])(time|timestamp|ts|date|datetime|epoch|at|created|updated)($|[_\W])")
 _NUMBER_TEXT = re.compile(r"[+-]?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _INVALID_SHARE = 0.05
+_LARGEST = 1e70  # The fourth power, which the kurtosis takes, must still be a float64.
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Column:
         kind: number | time | boolean | category | text | identifier | empty.
         cells: As they came, None for missing.
         num_missing: Cells that are None or empty text.
-        num_invalid: Cells present that do not fit the kind (text in a column of numbers).
+        num_invalid: Cells present that do not fit the kind (text or over 1e70 in a column of numbers).
         numbers: (rows,) float64, NaN where missing or invalid; for number and boolean (0 and 1), else None.
         instants_s: (rows,) float64, Unix seconds, NaN where missing or invalid; for time, else None.
         is_whole: All numbers are whole.
@@ -138,10 +139,10 @@ def _number(cell: Json) -> float | None:
     if isinstance(cell, bool) or cell is None:
         return None
     if isinstance(cell, int | float):
-        return float(cell) if math.isfinite(cell) else None
+        return float(cell) if abs(cell) <= _LARGEST else None
     if isinstance(cell, str) and _NUMBER_TEXT.fullmatch(cell.strip()):
         value = float(cell)
-        return value if math.isfinite(value) else None
+        return value if abs(value) <= _LARGEST else None
     return None
 
 

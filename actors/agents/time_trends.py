@@ -27,6 +27,7 @@ MAX_PERIODS = 60
 
 _MIN_PERIODS = 5
 _MAX_NUMBERS = 30
+_CHANCE_BELOW = 0.01
 _DAY_S = 86_400.0
 
 
@@ -218,7 +219,7 @@ def _fit(x: NDArray[np.float64], means: NDArray[np.float64]) -> dict[str, Json] 
 
 
 def _strength(r_squared: float, p_value: float) -> str:
-    if p_value >= 0.05 or r_squared < 0.1:
+    if p_value >= _CHANCE_BELOW or r_squared < 0.1:
         return "none"
     return "strong" if r_squared >= 0.6 else "moderate" if r_squared >= 0.3 else "weak"
 
