@@ -1,7 +1,7 @@
 """The command line: `tutti up` runs the service, the other commands talk to one over HTTP.
 
-It holds no rules of its own. Every failure is one line on stderr and an exit status other than 0. Ray is imported
-by the commands that start it, and by no other: `tutti ls` answers at once.
+It holds no rules of its own. Every failure is one line on stderr and an exit status other than 0. Ray is
+imported by the commands that start it, and by no other: `tutti ls` answers at once.
 """
 
 from __future__ import annotations
