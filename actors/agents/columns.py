@@ -141,7 +141,7 @@ def _number(cell: Json) -> float | None:
     if isinstance(cell, int | float):
         return float(cell) if abs(cell) <= _LARGEST else None
     if isinstance(cell, str) and _NUMBER_TEXT.fullmatch(cell.strip()):
-        value = float(cell)
+        value = float(cell.strip())
         return value if abs(value) <= _LARGEST else None
     return None
 

@@ -271,5 +271,5 @@ def _type_columns(rows: list[list[Any]], num_columns: int, *, comma_decimals: bo
 def _number(text: str) -> int | float | None:
     if re.fullmatch(r"[+-]?\d{1,18}", text):
         return int(text)
-    number = float(text)
+    number = float(text.strip())
     return number if math.isfinite(number) else None
