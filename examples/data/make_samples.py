@@ -38,7 +38,7 @@ def make_orders() -> list[dict[str, object]]:
     # More orders a day towards the end, and more at weekends.
     weights = np.array(
         [
-            (1 + 1.7 * day / NUM_DAYS) * (1.35 if (FIRST_DAY + timedelta(days=day)).weekday() >= 5 else 1.0)
+            (1 + 2.4 * day / NUM_DAYS) * (1.35 if (FIRST_DAY + timedelta(days=day)).weekday() >= 5 else 1.0)
             for day in range(NUM_DAYS)
         ]
     )
@@ -115,7 +115,7 @@ def paint_harbour(width: int = 960, height: int = 640) -> NDArray[np.uint8]:
         picture * (1 - 0.5 * clouds[..., None])
         + np.array((165, 165, 228), np.float32) * 0.5 * clouds[..., None]
     )
-    picture[distance < height * 0.042] = (170, 228, 255)
+    picture[distance < height * 0.042] = (240, 252, 300)
     for depth, colour in ((0.9, (120, 92, 104)), (0.55, (84, 60, 62))):
         ridge = horizon - height * 0.10 * depth * (
             1 + 0.55 * np.sin(x[0] / width * 7.0 + depth * 9) + 0.22 * np.sin(x[0] / width * 23 + depth * 4)
