@@ -9,7 +9,7 @@ import orjson
 
 from cluster.engine.records import RunHeader, RunRecord, StepRecord
 from cluster.lifecycle.step_status import StepStatus
-from cluster.model.compiled import CompiledPlan, CompiledStep
+from cluster.model.compiled import CompiledPlan
 from cluster.model.references import Lookup, Reference, resolve_path
 from cluster.model.view import Failure
 
@@ -146,6 +146,7 @@ class Run:
         """Rebuild a Run from the store. What has no record is blocked; RunAdopted makes it ready where it may start."""
         run = cls(header, record, plan, inputs)
         record.num_open = len(run.steps)
+        mapping: list[int] = []
         for index, compiled in enumerate(plan.steps):
             stored = step_records.get((index, -1))
             if stored is None:
@@ -153,16 +154,24 @@ class Run:
             step_run = run.steps[index]
             step_run.restore(stored, results.get((index, -1)))
             if stored.num_items >= 0:
-                run._restore_items(compiled, step_run, stored.num_items, step_records, results)
+                run._restore_items(index, step_run, stored.num_items, step_records, results)
+            if step_run.status is StepStatus.MAPPING:
+                mapping.append(index)
             run._count(index, step_run)
             if step_run.status.is_terminal:
                 for dependent in compiled.dependents:
                     run.steps[dependent].remaining -= 1
+        for index in mapping:  # only now: the list's Step may stand behind it in the Plan
+            items = plan.steps[index].items
+            if items is not None:
+                run.steps[index].raw_items = [
+                    orjson.dumps(value) for value in orjson.loads(items.render(run.lookup))
+                ]
         return run
 
     def _restore_items(
         self,
-        compiled: CompiledStep,
+        index: int,
         step_run: StepRun,
         num_items: int,
         step_records: Mapping[Unit, StepRecord],
@@ -170,16 +179,13 @@ class Run:
     ) -> None:
         step_run.items = [StepRun(StepStatus.BLOCKED) for _ in range(num_items)]
         for position, item in enumerate(step_run.items):
-            unit = (compiled.index, position)
+            unit = (index, position)
             if unit in step_records:
                 item.restore(step_records[unit], results.get(unit))
             self._enlist(unit, item.status)
         step_run.open_items = sum(not item.status.is_terminal for item in step_run.items)
         if step_run.status is StepStatus.SUCCEEDED:
             step_run.output = join_outputs(step_run.items)
-        elif step_run.status is StepStatus.MAPPING and compiled.items is not None:
-            decoded = orjson.loads(compiled.items.render(self.lookup))
-            step_run.raw_items = [orjson.dumps(value) for value in decoded]
 
     def _enlist(self, unit: Unit, status: StepStatus) -> None:
         if status is StepStatus.RUNNING:
