@@ -66,6 +66,13 @@ class StepRun:
         self.items: list[StepRun] | None = None
         self.raw_items: list[bytes] = []
 
+    @property
+    def share_done(self) -> float:
+        """Progress of the Step itself, or the mean of its items', 0 to 1."""
+        if not self.items:
+            return self.progress
+        return sum(item.progress for item in self.items) / len(self.items)
+
     def to_record(self) -> StepRecord:
         """Make what the store keeps."""
         return StepRecord(
@@ -182,6 +189,8 @@ class Run:
             unit = (index, position)
             if unit in step_records:
                 item.restore(step_records[unit], results.get(unit))
+            elif step_run.status.is_terminal:
+                item.status = StepStatus.CANCELLED  # it never started, so its end was not written
             self._enlist(unit, item.status)
         step_run.open_items = sum(not item.status.is_terminal for item in step_run.items)
         if step_run.status is StepStatus.SUCCEEDED:
@@ -197,7 +206,7 @@ class Run:
 
     def _count(self, index: int, step_run: StepRun) -> None:
         status = step_run.status
-        self.progress_sum += 1.0 if status.is_terminal else step_run.progress
+        self.progress_sum += 1.0 if status.is_terminal else step_run.share_done
         self._enlist((index, -1), status)
         if status.is_terminal:
             self.record.num_open -= 1

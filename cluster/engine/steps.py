@@ -150,8 +150,7 @@ def finish_unit(
     step_run.error = failure
     parent = run.steps[index]
     weight = 1.0 if item < 0 else 1.0 / max(len(parent.items or ()), 1)
-    already = step_run.progress if parent.items is None or item >= 0 else _share_done(parent)
-    run.progress_sum += (1.0 - already) * weight
+    run.progress_sum += (1.0 - step_run.share_done) * weight
     step_run.progress = 1.0
     run.record.progress = min(run.progress_sum / len(run.steps), 1.0)
     out.changed_units.append(unit)
@@ -170,11 +169,6 @@ def finish_unit(
         parent.output = join_outputs(parent.items or [])
         return finish_unit(run, (index, -1), kind, now, out)
     return Settlement()
-
-
-def _share_done(parent: StepRun) -> float:
-    items = parent.items or []
-    return sum(item.progress for item in items) / len(items) if items else parent.progress
 
 
 def _stop_items(run: Run, index: int, now: float, out: Outcome) -> None:

@@ -13,6 +13,7 @@ from tests.unit.cluster.engine.stage import (
     output_of,
     queued,
     step,
+    view_from_store,
 )
 
 ITEMS = {"inputs": {"$ref": "item"}}
@@ -25,6 +26,24 @@ def test_run_loads_when_a_mapped_step_stands_before_the_step_that_gives_its_list
     outcome = stage.take_over()
     assert queued(outcome) == [(0, 0), (0, 1)]
     assert stage.run.render_inputs(0, 1) == b"8"
+
+
+def test_progress_of_finished_items_survives_a_takeover() -> None:
+    stage = Stage(step("each", map=[1, 2], **ITEMS), step("last", "each"))
+    stage.do(0, 0)
+    assert stage.run.record.progress == 0.25
+    stage.take_over()
+    stage.do(0, 1)
+    assert stage.run.record.progress == 0.5
+
+
+def test_items_that_a_failed_sibling_stopped_read_as_cancelled_while_the_run_goes_on() -> None:
+    stage = Stage(step("each", map=[1, 2], optional=True, **ITEMS), step("other"))
+    stage.assign(0, 0)
+    stage.fail(0, 0)
+    views = {(each.name, each.item): each.status for each in view_from_store(stage).steps}
+    assert views[("each", 1)] is StepStatus.CANCELLED
+    assert views[("each", -1)] is StepStatus.FAILED
 
 
 def test_taken_over_run_asks_for_its_attempts_sets_its_timers_and_queues_what_is_ready() -> None:
