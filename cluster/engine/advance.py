@@ -286,12 +286,11 @@ def _settle(run: Run, now: float, out: Outcome, settlement: Settlement) -> None:
         index = settlement.ended.pop()
         compiled = run.plan.steps[index]
         ended = run.steps[index]
-        if ended.status is StepStatus.FAILED:
+        must_succeed = not compiled.step.optional and run.plan.plan.success is SuccessRule.ALL
+        if ended.status is StepStatus.FAILED and must_succeed:
             failure = ended.error or Failure(FailureCode.EXECUTION_FAILED, "failed")
-            run.first_failure = run.first_failure or failure
-            if not compiled.step.optional and run.plan.plan.success is SuccessRule.ALL:
-                _end(run, RunEventKind.FAILED, now, out, failure)
-                return
+            _end(run, RunEventKind.FAILED, now, out, failure)
+            return
         for dependent in compiled.dependents:
             run.steps[dependent].remaining -= 1
             if run.steps[dependent].remaining == 0:
@@ -308,9 +307,11 @@ def _show_retrying(run: Run, now: float, out: Outcome) -> None:
 
 
 def _complete(run: Run, now: float, out: Outcome) -> None:
-    if run.plan.plan.success is SuccessRule.ANY and not run.num_succeeded and run.first_failure is not None:
-        _end(run, RunEventKind.FAILED, now, out, run.first_failure)
-        return
+    if run.plan.plan.success is SuccessRule.ANY and not run.num_succeeded:
+        failure = run.first_failure()
+        if failure is not None:
+            _end(run, RunEventKind.FAILED, now, out, failure)
+            return
     try:
         run.render_output()
     except StepError as error:

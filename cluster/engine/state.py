@@ -113,12 +113,10 @@ class Run:
         num_succeeded: Steps that succeeded.
         num_failed: Steps that failed.
         progress_sum: Sum of the Steps' progress, 0 to len(steps).
-        first_failure: The first failure of a tolerated Step.
     """
 
     __slots__ = (
         "backoff",
-        "first_failure",
         "header",
         "inputs",
         "num_succeeded",
@@ -138,7 +136,6 @@ class Run:
         self.backoff: set[Unit] = set()
         self.num_succeeded = 0
         self.progress_sum = 0.0
-        self.first_failure: Failure | None = None
 
     @classmethod
     def load(
@@ -211,8 +208,6 @@ class Run:
         if status.is_terminal:
             self.record.num_open -= 1
             self.num_succeeded += status is StepStatus.SUCCEEDED
-            if status is StepStatus.FAILED and self.first_failure is None:
-                self.first_failure = step_run.error
 
     @property
     def run_id(self) -> str:
@@ -223,6 +218,11 @@ class Run:
         """Return the StepRun."""
         step_run = self.steps[step]
         return step_run if item < 0 or step_run.items is None else step_run.items[item]
+
+    def first_failure(self) -> Failure | None:
+        """Return the error of the Step that failed first, in Plan order where several did at once."""
+        failed = [each for each in self.steps if each.status is StepStatus.FAILED]
+        return min(failed, key=lambda each: each.ended_at or 0.0).error if failed else None
 
     def lookup(self, reference: Reference) -> bytes:
         """Give the raw JSON behind a reference outside a mapped item."""

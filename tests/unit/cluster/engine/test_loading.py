@@ -7,6 +7,8 @@ from cluster.lifecycle.run_status import RunStatus
 from cluster.lifecycle.step_status import StepStatus
 from cluster.model import commands as cmd
 from cluster.model import events as ev
+from cluster.model.plan import SuccessRule
+from cluster.model.view import Failure
 from tests.unit.cluster.engine.stage import (
     FLAKY,
     Stage,
@@ -44,6 +46,19 @@ def test_items_that_a_failed_sibling_stopped_read_as_cancelled_while_the_run_goe
     views = {(each.name, each.item): each.status for each in view_from_store(stage).steps}
     assert views[("each", 1)] is StepStatus.CANCELLED
     assert views[("each", -1)] is StepStatus.FAILED
+
+
+def test_first_failure_in_time_is_the_runs_error_also_after_a_takeover() -> None:
+    stage = Stage(step("a"), step("b"), step("c"), success=SuccessRule.ANY)
+    for index in (1, 0):
+        stage.assign(index)
+        stage.now += 1
+        stage.fail(index, failure=Failure("EXECUTION_FAILED", f"failed as number {2 - index}"))
+    stage.take_over()
+    stage.assign(2)
+    stage.fail(2)
+    assert stage.status is RunStatus.FAILED
+    assert stage.run.record.error == Failure("EXECUTION_FAILED", "failed as number 1")
 
 
 def test_taken_over_run_asks_for_its_attempts_sets_its_timers_and_queues_what_is_ready() -> None:
