@@ -96,7 +96,10 @@ class AgentDeclaration:
 
         A class is created once per replica; its `execute` is called for each Step.
         """
-        executor = self.target().execute if inspect.isclass(self.target) else self.target
+        executor: Callable[..., Any] = self.target
+        if inspect.isclass(self.target):
+            instance: Any = self.target()
+            executor = instance.execute
         names = [p.name for p in inspect.signature(executor).parameters.values()]
 
         def call(inputs: Json, capability: str, context: AgentContext) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,8 @@ class Driver:
         self._searched: dict[str, list[AttemptKey]] = {}
         self._dirty = asyncio.Event()
         self._relays: set[int] = set()
+        self._to_queue: deque[tuple[Run, int, int]] = deque()
+        self._is_queueing = False
         self._random = random.Random()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -96,18 +99,25 @@ class Driver:
         if not outcome.commands and not outcome.accepted:
             return outcome.refusal
         partition.merge(run, outcome)
-        queued = []
         for command in outcome.commands:
             if type(command) is cmd.QueueStep:
-                queued.append(command)
+                self._to_queue.append((run, command.step, command.item))
             else:
                 partition.after_commit(run, command)
-        for step, item in queued:
-            compiled = run.plan.steps[step].step
-            suspect = run.unit(step, item).crashes >= _SUSPECT_CRASHES
-            self.dispatcher.queue(run.run_id, step, item, compiled.capability, run.record.priority, suspect)
         self._dirty.set()
+        if not self._is_queueing:
+            self._queue_all()
         return outcome.refusal
+
+    def _queue_all(self) -> None:
+        """Queue what became ready. Starting or refusing it may make more ready: a loop, so that no chain is too long."""
+        self._is_queueing = True
+        while self._to_queue:
+            run, step, item = self._to_queue.popleft()
+            capability = run.plan.steps[step].step.capability
+            suspect = run.unit(step, item).crashes >= _SUSPECT_CRASHES
+            self.dispatcher.queue(run.run_id, step, item, capability, run.record.priority, suspect)
+        self._is_queueing = False
 
     def find(self, run_id: str) -> tuple[Partition, Run] | None:
         """Return a Run in memory with its partition."""

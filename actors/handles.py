@@ -21,9 +21,11 @@ __all__ = [
     "SchedulerAway",
     "adopt_from",
     "attend_scheduler",
+    "check_alive",
     "exchange_with",
     "find_actor",
     "orchestrator_name",
+    "own_node_id",
     "replace_replica",
     "report_demand",
     "start_replica_check",
@@ -73,6 +75,23 @@ async def exchange_with(handle: Any, message: bytes) -> bytes:
     except (RayError, TaskCancelledError) as error:
         raise ReplicaUnreachable(str(error)) from error
     return answer
+
+
+async def check_alive(handle: Any) -> None:
+    """Return if a replica answers; raises as `exchange_with`."""
+    try:
+        await handle.ready.remote()
+    except ActorUnavailableError as error:
+        raise ReplicaUnreachable(str(error)) from error
+    except ActorDiedError as error:
+        raise ReplicaGone(_first_line(error)) from error
+    except RayError as error:
+        raise ReplicaUnreachable(str(error)) from error
+
+
+def own_node_id() -> str:
+    """Ray's id of the node this process lives on."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 async def adopt_from(handle: Any, caller: str, seen: int, keys: list[AttemptKey]) -> list[AttemptKey]:

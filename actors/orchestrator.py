@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -117,6 +118,7 @@ class Orchestrator:
         partitions = self._driver.partitions
         return {
             "id": self._id,
+            "pid": os.getpid(),
             "partitions": sorted(partitions),
             "runs": sum(len(p.runs) for p in partitions.values()),
             "parked": sum(len(p.parked_ids) for p in partitions.values()),

@@ -13,12 +13,16 @@ class ReplicaEntry(NamedTuple):
     Attributes:
         handle: The Ray actor handle.
         slots: How many attempts the asking orchestrator may have there at a time.
+        node_id: Ray's id of the node it lives on.
+        socket: Where it listens for its own node, or None.
     """
 
     replica_id: str
     pool: str
     handle: Any
     slots: int
+    node_id: str = ""
+    socket: tuple[str, str] | None = None
 
 
 class PoolEntry(NamedTuple):

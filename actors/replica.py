@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import ray
 
 from actors.agent import declaration_of
 from actors.execution import AttemptContext, Host, execute, failure_of
+from actors.local_socket import SocketAddress, SocketServer
 from actors.messages import (
     AttemptKey,
     Report,
@@ -113,11 +115,23 @@ class Replica:
         self._mailboxes: dict[str, _Mailbox] = {}
         self._host: Host | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
+        self._socket: SocketServer | None = None
+        self._address: SocketAddress | None = None
 
     async def ready(self) -> dict[str, Any]:
-        """Answer once the agents are loaded: what they serve, and the process id."""
+        """Answer once the agents are loaded: what they serve, and where it can be reached."""
         self._start()
-        return {"capabilities": sorted(self._bound), "pid": os.getpid()}
+        async with self._opening:
+            if self._socket is None:
+                self._socket = SocketServer(self.exchange)
+                self._address = await self._socket.start()
+        return {
+            "capabilities": sorted(self._bound),
+            "pid": os.getpid(),
+            "node_id": ray.get_runtime_context().get_node_id(),
+            "socket": self._address,
+        }
 
     def _start(self) -> Host:
         if self._host is None:

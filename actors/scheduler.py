@@ -64,10 +64,23 @@ class _ReplicaState:
         offered_at: Table version of its limits.
     """
 
-    __slots__ = ("handle", "held", "idle_since", "is_retiring", "limits", "offered_at", "pool", "replica_id")
+    __slots__ = (
+        "handle",
+        "held",
+        "idle_since",
+        "is_retiring",
+        "limits",
+        "node_id",
+        "offered_at",
+        "pool",
+        "replica_id",
+        "socket",
+    )
 
-    def __init__(self, replica_id: str, pool: str, handle: Any) -> None:
+    def __init__(self, replica_id: str, pool: str, handle: Any, answer: dict[str, Any]) -> None:
         self.replica_id, self.pool, self.handle = replica_id, pool, handle
+        self.node_id: str = answer["node_id"]
+        self.socket: tuple[str, str] | None = answer["socket"]
         self.held: dict[str, int] = {}
         self.limits: dict[str, int] = {}
         self.offered_at = 0
@@ -180,11 +193,12 @@ class Scheduler:
                 continue
             try:
                 async with asyncio.timeout(10):
-                    await handles.start_replica_check(handle)
+                    answer = await handles.start_replica_check(handle)
             except (handles.ReplicaGone, TimeoutError):
                 await self._forget(replica_id)
                 continue
-            self._replicas[replica_id] = _ReplicaState(replica_id, entry["pool"], handle)
+            self._replicas[replica_id] = _ReplicaState(replica_id, entry["pool"], handle, answer)
+            self._spawn(self._watch(replica_id, handle))
 
     # -- orchestrators
 
@@ -235,7 +249,9 @@ class Scheduler:
             for name, pool in self._pools.items()
         )
         replicas = tuple(
-            ReplicaEntry(r.replica_id, r.pool, r.handle, r.limits.get(orchestrator_id, 0))
+            ReplicaEntry(
+                r.replica_id, r.pool, r.handle, r.limits.get(orchestrator_id, 0), r.node_id, r.socket
+            )
             for r in self._replicas.values()
             if not r.is_retiring or r.held.get(orchestrator_id, 0)
         )
@@ -328,7 +344,7 @@ class Scheduler:
         number = self._numbers[spec.name] = self._numbers.get(spec.name, 0) + 1
         replica_id = f"agent-{spec.name}-{number}"
         try:
-            handle = await self._place(spec, replica_id, number)
+            handle, answer = await self._place(spec, replica_id, number)
         except (TuttiError, handles.ReplicaGone, TimeoutError) as error:
             pool.failed_starts += 1
             reason = str(error) or "its agents took too long to load"
@@ -341,12 +357,12 @@ class Scheduler:
         finally:
             pool.num_starting -= 1
         pool.failed_starts = 0
-        self._replicas[replica_id] = _ReplicaState(replica_id, spec.name, handle)
+        self._replicas[replica_id] = _ReplicaState(replica_id, spec.name, handle, answer)
         self._share()
         self._bump()
         self._spawn(self._watch(replica_id, handle))
 
-    async def _place(self, spec: PoolSpec, replica_id: str, number: int) -> Any:
+    async def _place(self, spec: PoolSpec, replica_id: str, number: int) -> tuple[Any, dict[str, Any]]:
         bundle = {"CPU": spec.num_cpus, "GPU": spec.num_gpus, "memory": float(spec.memory_bytes)}
         bundle = {key: value for key, value in bundle.items() if value > 0} or {"CPU": 0.001}
         if not placement_groups.fits_cluster(bundle):
@@ -378,8 +394,7 @@ class Scheduler:
             scheduling_strategy=placement_groups.strategy_in(group),
         ).remote(config)
         async with asyncio.timeout(_LOAD_S):
-            await handles.start_replica_check(handle)
-        return handle
+            return handle, await handles.start_replica_check(handle)
 
     async def _watch(self, replica_id: str, handle: Any) -> None:
         """Notice the death of a replica that nobody talks to."""

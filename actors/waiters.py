@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Waiters"]
 
-_RECHECK_S = 1.0
+_FIRST_RECHECK_S = 0.01
+_LAST_RECHECK_S = 1.0
 
 
 class Waiters:
@@ -50,8 +51,10 @@ class Waiters:
             futures[run_id] = self._futures.setdefault(run_id, loop.create_future())
         elsewhere = [run_id for run_id in futures if self._driver.find(run_id) is None]
         await self._look_up(elsewhere)
+        recheck_s = _FIRST_RECHECK_S
         while pending := {future for future in futures.values() if not future.done()}:
-            await asyncio.wait(pending, timeout=_RECHECK_S)
+            await asyncio.wait(pending, timeout=recheck_s)
+            recheck_s = min(recheck_s * 1.5, _LAST_RECHECK_S)
             unknown_here = [i for i, f in futures.items() if not f.done() and self._driver.find(i) is None]
             await self._look_up(unknown_here)
         return [futures[run_id].result() for run_id in run_ids]

@@ -71,6 +71,7 @@ class WebhookSender:
                 await self._forget(names, webhook_id)
                 return
             from actors.webhooks import deliver
+
             entry = orjson.loads(raw)
             delivery = await deliver(
                 entry["url"],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, RedisError, TimeoutError
@@ -18,26 +19,30 @@ _MAX_CONNECTIONS = 32
 _CONNECT_TIMEOUT_S = 2.0
 
 
-def connect_redis(url: str, socket_timeout_s: float | None = 10.0) -> Redis:
+def connect_redis(url: str, socket_timeout_s: float | None = 10.0, *, is_shared: bool = False) -> Redis:
     """Make a client with its own small pool.
 
     Args:
         url: redis://, rediss:// or unix://.
         socket_timeout_s: Limit of one command; None for connections that block on purpose.
+        is_shared: Many callers at a time: they wait for one of a few connections. It costs each command a lock, so
+            that who has few callers does without.
 
     A command is tried twice: every script may be repeated (ids, digests and commit numbers make it safe), so a broken
     connection is replaced without the caller noticing; a server that is away is reported at once.
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=_MAX_CONNECTIONS,
-        timeout=5.0,
-        socket_timeout=socket_timeout_s,
-        socket_connect_timeout=_CONNECT_TIMEOUT_S,
-        retry=Retry(ConstantBackoff(0.05), 1),
-        retry_on_error=[ConnectionError, TimeoutError],
-    )
-    return Redis(connection_pool=pool)
+    options: dict[str, Any] = {
+        "socket_timeout": socket_timeout_s,
+        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+        "retry": Retry(ConstantBackoff(0.05), 1),
+        "retry_on_error": [ConnectionError, TimeoutError],
+    }
+    if is_shared:
+        waiting = BlockingConnectionPool.from_url(
+            url, max_connections=_MAX_CONNECTIONS, timeout=5.0, **options
+        )
+        return Redis(connection_pool=waiting)
+    return Redis(connection_pool=ConnectionPool.from_url(url, **options))
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class RunStore:
     @classmethod
     def connect(cls, settings: Settings) -> Self:
         """Open the store; nothing is sent before the first call."""
-        return cls(connect_redis(settings.redis_url), settings)
+        return cls(connect_redis(settings.redis_url, is_shared=True), settings)
 
     async def close(self) -> None:
         """Close all connections."""
