@@ -100,11 +100,15 @@ class AgentDeclaration:
         if inspect.isclass(self.target):
             instance: Any = self.target()
             executor = instance.execute
-        names = [p.name for p in inspect.signature(executor).parameters.values()]
+        parameters = list(inspect.signature(executor).parameters.values())[1:]
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        wanted = {
+            name for name in ("context", "capability") if takes_all or name in {p.name for p in parameters}
+        }
 
         def call(inputs: Json, capability: str, context: AgentContext) -> Any:
             extra = {"context": context, "capability": capability}
-            return executor(inputs, **{name: extra[name] for name in names[1:] if name in extra})
+            return executor(inputs, **{name: extra[name] for name in wanted})
 
         call.is_async = inspect.iscoroutinefunction(executor)  # type: ignore[attr-defined]
         return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ __all__ = ["AttemptContext", "Host", "execute", "failure_of"]
 _PROGRESS_PAUSE_S = 0.1
 _RETRYABLE = (ConnectionError, TimeoutError, InterruptedError)
 _MAX_MESSAGE = 2000
+_MAX_RETRY_AFTER_S = 300.0
 
 
 class Host:
@@ -162,8 +164,10 @@ async def _in_thread(host: Host, context: AttemptContext, bound: Any, inputs: An
 def failure_of(error: BaseException) -> tuple[Failure, float]:
     """Turn what an agent raised into a Failure and the seconds the other side asked to wait."""
     if isinstance(error, StepError):
-        retry_after_s = error.details.get("retry_after_s") or 0.0
-        return Failure(str(error.code), error.message[:_MAX_MESSAGE], error.retryable), float(retry_after_s)
+        asked = error.details.get("retry_after_s")
+        wait_s = float(asked) if isinstance(asked, int | float) and math.isfinite(asked) else 0.0
+        failure = Failure(str(error.code), error.message[:_MAX_MESSAGE], error.retryable)
+        return failure, min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
     text = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
     if isinstance(error, TimeoutError):
         return Failure(FailureCode.TIMEOUT, text, retryable=True), 0.0

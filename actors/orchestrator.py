@@ -7,6 +7,7 @@ wakes up after its lease finds its commits refused and lets go.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import time
@@ -49,6 +50,8 @@ class Orchestrator:
     """A Ray actor with async methods; `start` begins its loops."""
 
     def __init__(self, number: int, settings: Settings) -> None:
+        # Runs in memory live long and hold no cycles: looking through them often costs and finds nothing.
+        gc.set_threshold(50_000, 20, 100)
         self._name = handles.orchestrator_name(number)
         self._settings = settings
         self._id = f"{number}-{uuid4().hex[:8]}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import structlog
 
+from actors.webhooks import deliver
 from cluster.errors import TuttiError
 from cluster.scheduling.backoff import webhook_delay_s
 from cluster.store.connection import redis_errors_as_ours
@@ -70,8 +71,6 @@ class WebhookSender:
             if raw is None:
                 await self._forget(names, webhook_id)
                 return
-            from actors.webhooks import deliver
-
             entry = orjson.loads(raw)
             delivery = await deliver(
                 entry["url"],
@@ -83,7 +82,8 @@ class WebhookSender:
             if delivery.ok:
                 await self._forget(names, webhook_id)
             else:
-                await self._put_off(names, webhook_id, entry, delivery.error or f"status {delivery.status}")
+                entry["error"] = delivery.error or f"status {delivery.status}"
+                await self._put_off(names, webhook_id, entry, delivery.retryable)
         except TuttiError as error:
             _log.warning("webhook waits", webhook=webhook_id, reason=error.message)
         finally:

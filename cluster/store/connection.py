@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import hiredis
+
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, RedisError, TimeoutError
@@ -17,6 +26,41 @@ __all__ = ["connect_redis", "redis_errors_as_ours"]
 
 _MAX_CONNECTIONS = 32
 _CONNECT_TIMEOUT_S = 2.0
+
+
+class _PackedInC:
+    """Packs commands with hiredis: a commit has thousands of arguments, and redis-py's loop over them is a tenth of an
+    orchestrator's time.
+    """
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Pack one command; its name may have two words."""
+        name, *rest = args
+        words = name.split(" ") if isinstance(name, str) else [name]
+        return [hiredis.pack_command((*words, *rest))]
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        """Pack a pipeline."""
+        return [b"".join([self.pack_command(*command)[0] for command in commands])]
+
+
+class _TcpConnection(_PackedInC, Connection):
+    pass
+
+
+class _TlsConnection(_PackedInC, SSLConnection):
+    pass
+
+
+class _UnixConnection(_PackedInC, UnixDomainSocketConnection):
+    pass
+
+
+_PACKED: dict[type, type[AbstractConnection]] = {
+    Connection: _TcpConnection,
+    SSLConnection: _TlsConnection,
+    UnixDomainSocketConnection: _UnixConnection,
+}
 
 
 def connect_redis(url: str, socket_timeout_s: float | None = 10.0, *, is_shared: bool = False) -> Redis:
