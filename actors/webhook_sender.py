@@ -97,11 +97,10 @@ class WebhookSender:
             await pipe.execute()
 
     async def _put_off(
-        self, names: PartitionKeys, webhook_id: str, entry: dict[str, Any], error: str
+        self, names: PartitionKeys, webhook_id: str, entry: dict[str, Any], retryable: bool
     ) -> None:
         entry["failures"] += 1
-        entry["error"] = error
-        delay_s = webhook_delay_s(entry["failures"], random.random())
+        delay_s = webhook_delay_s(entry["failures"], random.random()) if retryable else None
         with redis_errors_as_ours():
             pipe = self._redis.pipeline(transaction=True)
             if delay_s is None:
