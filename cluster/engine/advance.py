@@ -7,6 +7,7 @@ size of the Plan; ending a Run costs once in proportion to what was open.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 from typing import Any
 
 from cluster.engine.outcome import Outcome
@@ -120,11 +121,11 @@ def _progress(run: Run, event: ev.StepProgressed, now: float, out: Outcome) -> N
         return
     out.accepted = True
     step_run = run.unit(*unit)
-    progress = min(max(event.progress, 0.0), 1.0)
+    # What is no number changes nothing: it would be stored as null, and nobody could read the Run again.
+    progress = step_run.progress if isnan(event.progress) else min(max(event.progress, 0.0), 1.0)
     weight = 1.0 if event.item < 0 else 1.0 / len(run.steps[event.step].items or (1,))
-    run.progress_sum += (progress - step_run.progress) * weight
+    run.add_progress((progress - step_run.progress) * weight)
     step_run.progress = progress
-    run.record.progress = run.progress_sum / len(run.steps)
     out.changed_units.append(unit)
     emit(run, out, StepEventKind.PROGRESSED, now, unit, step_run, message=event.message)
 

@@ -219,6 +219,11 @@ class Run:
         step_run = self.steps[step]
         return step_run if item < 0 or step_run.items is None else step_run.items[item]
 
+    def add_progress(self, amount: float) -> None:
+        """Count a Step's progress, or part of it, forwards or backwards; the Run's stays in 0 to 1."""
+        self.progress_sum += amount
+        self.record.progress = min(max(self.progress_sum / len(self.steps), 0.0), 1.0)
+
     def first_failure(self) -> Failure | None:
         """Return the error of the Step that failed first, in Plan order where several did at once."""
         failed = [each for each in self.steps if each.status is StepStatus.FAILED]

@@ -150,9 +150,8 @@ def finish_unit(
     step_run.error = failure
     parent = run.steps[index]
     weight = 1.0 if item < 0 else 1.0 / max(len(parent.items or ()), 1)
-    run.progress_sum += (1.0 - step_run.share_done) * weight
+    run.add_progress((1.0 - step_run.share_done) * weight)
     step_run.progress = 1.0
-    run.record.progress = min(run.progress_sum / len(run.steps), 1.0)
     out.changed_units.append(unit)
     message = failure.message if failure is not None else ""
     if item < 0:
@@ -227,9 +226,8 @@ def fail_attempt(
 
 def _forget_progress(run: Run, unit: Unit, step_run: StepRun) -> None:
     weight = 1.0 if unit[1] < 0 else 1.0 / max(len(run.steps[unit[0]].items or ()), 1)
-    run.progress_sum -= step_run.progress * weight
+    run.add_progress(-step_run.progress * weight)
     step_run.progress = 0.0
-    run.record.progress = max(run.progress_sum / len(run.steps), 0.0)
 
 
 def expire_unit(run: Run, unit: Unit, now: float, jitter: float, out: Outcome) -> Settlement:
