@@ -29,6 +29,7 @@ __all__ = [
 
 MAX_MAP_ITEMS = 10_000
 _MAX_STORY = 8
+_MAX_RETRY_AFTER_S = 3600.0
 _NO_UNIT: Unit = (-1, -1)
 
 
@@ -211,7 +212,9 @@ def fail_attempt(
         return finish_unit(run, unit, StepEventKind.FAILED, now, out, failure)
     step_run.failures += 1
     run.record.retry_count += 1
-    delay_s = max(full_jitter_delay_s(policy, step_run.failures, jitter), retry_after_s)
+    # The wish is foreign: without a bound it could put the retry off for ever. NaN loses every comparison here.
+    wish_s = min(retry_after_s, _MAX_RETRY_AFTER_S)
+    delay_s = max(full_jitter_delay_s(policy, step_run.failures, jitter), wish_s)
     step_run.status = next_step_status(step_run.status, StepEventKind.RETRYING)
     step_run.error = failure
     _forget_progress(run, unit, step_run)

@@ -138,6 +138,20 @@ def test_longer_wish_of_the_other_side_replaces_the_backoff() -> None:
     assert outcome.commands == [cmd.SetTimer(0, -1, T0 + 7.0)]
 
 
+@pytest.mark.parametrize("wish_s", [math.inf, 1e12])
+def test_wish_without_end_is_cut_to_an_hour_so_that_the_run_goes_on(wish_s: float) -> None:
+    stage = Stage(step("a"))
+    stage.assign(0)
+    outcome = stage.fail(0, failure=FLAKY, retry_after_s=wish_s)
+    assert outcome.commands == [cmd.SetTimer(0, -1, T0 + 3600.0)]
+
+
+def test_wish_that_is_no_number_is_ignored() -> None:
+    stage = Stage(step("a", retry=RetryPolicy(initial_delay_s=4.0)))
+    stage.assign(0)
+    assert stage.fail(0, failure=FLAKY, retry_after_s=math.nan).commands == [cmd.SetTimer(0, -1, T0 + 2.0)]
+
+
 def test_run_reads_retrying_only_while_everything_waits_for_a_backoff() -> None:
     stage = Stage(step("a"), step("b"))
     stage.assign(0)
