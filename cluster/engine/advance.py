@@ -64,6 +64,9 @@ def _assign(run: Run, event: ev.StepAssigned, now: float, out: Outcome, step_tim
     if unit not in run.ready or status.is_terminal or status in {RunStatus.PAUSED, RunStatus.PENDING}:
         return
     out.accepted = True
+    if _is_over_time(run, now):
+        _expire_run(run, now, out)
+        return
     step_run = run.unit(*unit)
     run.ready.discard(unit)
     try:
@@ -95,6 +98,9 @@ def _succeed(run: Run, event: ev.StepSucceeded, now: float, out: Outcome) -> Non
     if step_run is None or step_run.attempt != event.attempt:
         return
     out.accepted = True
+    if _is_over_time(run, now):
+        _expire_run(run, now, out)
+        return
     if step_run.deadline_at is not None and now > step_run.deadline_at:
         _settle(run, now, out, expire_unit(run, unit, now, 0.5, out))
         return
@@ -109,6 +115,9 @@ def _fail(run: Run, event: ev.StepFailed, now: float, out: Outcome) -> None:
     if unit not in run.running or run.unit(*unit).attempt != event.attempt:
         return
     out.accepted = True
+    if _is_over_time(run, now):
+        _expire_run(run, now, out)
+        return
     run.running.discard(unit)
     _settle(
         run, now, out, fail_attempt(run, unit, event.failure, event.jitter, event.retry_after_s, now, out)
@@ -156,8 +165,7 @@ def _wake(run: Run, event: ev.TimerFired, now: float, out: Outcome) -> None:
     if event.step < 0:
         if record.deadline_at is not None and now >= record.deadline_at:
             out.accepted = True
-            message = f"not done within {record.deadline_at - record.created_at:g} s"
-            _end(run, RunEventKind.FAILED, now, out, Failure(FailureCode.TIMEOUT, message))
+            _expire_run(run, now, out)
         elif record.deadline_at is not None:
             out.commands.append(SetTimer(-1, -1, record.deadline_at))
         return
@@ -175,6 +183,16 @@ def _wake(run: Run, event: ev.TimerFired, now: float, out: Outcome) -> None:
             _settle(run, now, out, expire_unit(run, unit, now, event.jitter, out))
         else:
             out.commands.append(SetTimer(event.step, event.item, step_run.deadline_at))
+
+
+def _is_over_time(run: Run, now: float) -> bool:
+    """Whether the Run's deadline has passed: timers only wake, so whatever comes first after it ends the Run."""
+    return run.record.deadline_at is not None and now > run.record.deadline_at
+
+
+def _expire_run(run: Run, now: float, out: Outcome) -> None:
+    limit_s = (run.record.deadline_at or now) - run.record.created_at
+    _end(run, RunEventKind.FAILED, now, out, Failure(FailureCode.TIMEOUT, f"not done within {limit_s:g} s"))
 
 
 def _cancel(run: Run, event: ev.CancelRequested, now: float, out: Outcome) -> None:

@@ -238,6 +238,24 @@ def test_run_timeout_ends_a_run_that_never_started(after: tuple[str, ...]) -> No
     assert stage.status is RunStatus.FAILED
 
 
+def test_result_after_the_runs_deadline_is_late_although_no_timer_fired() -> None:
+    """An owner that was away finds the result and the timer at once; the order must not matter."""
+    stage = Stage(step("a"), timeout_s=30.0)
+    stage.assign(0)
+    stage.now = T0 + 31.0
+    stage.succeed(0)
+    assert stage.status is RunStatus.FAILED
+    assert stage.run.record.error == Failure("TIMEOUT", "not done within 30 s")
+
+
+def test_nothing_starts_after_the_runs_deadline() -> None:
+    stage = Stage(step("a"), timeout_s=30.0)
+    stage.now = T0 + 31.0
+    outcome = stage.assign(0)
+    assert told(outcome) == ["run.failed"]
+    assert not any(isinstance(each, cmd.StartStep) for each in outcome.commands)
+
+
 # -- doubled, late and foreign reports
 
 
