@@ -5,9 +5,7 @@ It uses the public HTTP API like any client, free ports, and a data directory of
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 
 import orjson
 from rich.console import Console
@@ -18,7 +16,7 @@ from cluster.settings import Settings
 from serve_app.api_client import ApiClient, read_task_input
 from serve_app.cli_output import watch_run
 from serve_app.launch.ray_environment import free_ports
-from serve_app.launch.up import Service
+from serve_app.launch.up import Service, ending_in_order
 from serve_app.report_pages import render_html, render_markdown
 
 __all__ = ["run_demo"]
@@ -44,18 +42,14 @@ def run_demo(console: Console, out: Path, data_dir: Path) -> None:
     # Whatever the environment says about a real service, the demo is a local one.
     settings = Settings.from_environment({}, data_dir=data_dir, http_port=http_port, grpc_port=grpc_port)
     service = Service(settings, say=lambda line: console.print(line, markup=False, style="dim"))
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with console.status("Starting Redis, Ray and Serve …"):
-            service.start()
-        console.print(service.ready_line, markup=False, highlight=False)
-        report = _make_report(console, service.http_url, samples)
+        with ending_in_order(service, _STOP_GRACE_S, on_first_signal=_interrupt):
+            with console.status("Starting Redis, Ray and Serve …"):
+                service.start()
+            console.print(service.ready_line, markup=False, highlight=False)
+            report = _make_report(console, service.http_url, samples)
     except KeyboardInterrupt:
         raise LaunchFailed("interrupted") from None
-    finally:
-        with console.status("Ending the service …"):
-            service.stop(_STOP_GRACE_S)
-        signal.signal(signal.SIGTERM, before)
     markdown = render_markdown(report)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
@@ -96,5 +90,5 @@ def _sample_files() -> list[Path]:
     return files
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+def _interrupt() -> None:
     raise KeyboardInterrupt

@@ -96,6 +96,10 @@ def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> di
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": streams,
         # The default of 30 s would hold back every orderly end for that long.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(min(2.0, settings.drain_grace_s)),
+        # On a busy machine HAProxy needs longer than the default of 5 s, and is killed for it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        # A late call during the shutdown would start a second cluster.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }

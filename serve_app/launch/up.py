@@ -29,7 +29,7 @@ from serve_app.launch.ray_environment import raise_open_files, serve_variables
 from serve_app.launch.redis_check import check_redis
 from serve_app.launch.redis_server import EmbeddedRedis
 
-__all__ = ["Service", "run_until_signalled"]
+__all__ = ["Service", "ending_in_order", "run_until_signalled"]
 
 _READY_TIMEOUT_S = 90.0
 _WATCH_INTERVAL_S = 0.2
@@ -37,6 +37,8 @@ _NOTE_INTERVAL_S = 5.0
 _CORE_PROCESSES = ("gcs_server", "raylet")
 _NAMESPACE = "tutti"
 _MIN_LOCAL_CPUS = 4
+_SAME_SIGNAL_S = 0.5
+"""Terminals and supervisors signal the group as well as the process: what comes this close is one wish."""
 
 
 class _Forced(BaseException):
@@ -91,16 +93,7 @@ class Service:
         self._go_on()
         self._start_ray(settings)
         self._go_on()
-        from actors.start import start_actors
-
-        start_actors(settings)
-        self._claim.note_children(self._kept())
-        self._go_on()
-        from serve_app.app import deploy
-
-        self._served = True
-        deploy(settings)
-        self._claim.note_children(self._kept())
+        self._start_serving(settings)
         self._await_health()
 
     def watch(self) -> None:
@@ -128,7 +121,7 @@ class Service:
         deadline = time.monotonic() + grace_s
         if self._ray_started:
             if self._served:
-                _in_time(self._stop_serving, deadline - time.monotonic())
+                _in_time(lambda: _stop_serving(deadline - time.monotonic()), deadline - time.monotonic())
             _in_time(lambda: self._stop_actors(deadline - time.monotonic()), deadline - time.monotonic())
             _in_time(_stop_ray, max(deadline - time.monotonic(), 3.0))
         self.end_now()
@@ -227,6 +220,22 @@ class Service:
             self._core = tuple(mark for mark in descendants_of(os.getpid()) if mark.name in _CORE_PROCESSES)
             self._link_logs(folder)
 
+    def _start_serving(self, settings: Settings) -> None:
+        from ray.exceptions import RayError
+
+        from actors.start import start_actors
+        from serve_app.app import deploy
+
+        try:
+            start_actors(settings)
+            self._claim.note_children(self._kept())
+            self._go_on()
+            self._served = True
+            deploy(settings)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise LaunchFailed(f"the service cannot be started: {_first_line(error)}") from error
+        self._claim.note_children(self._kept())
+
     def _check_cluster(self, settings: Settings, num_nodes: int) -> None:
         if num_nodes > 1 and settings.redis_url.startswith("unix://"):
             raise LaunchFailed(
@@ -265,14 +274,6 @@ class Service:
         mark = mark_of(self._redis.pid) if self._redis is not None and self._redis.pid else None
         return [mark] if mark is not None else []
 
-    def _stop_serving(self) -> None:
-        from ray import serve
-
-        if self._settings.ray_address:
-            serve.delete(_NAMESPACE)
-        else:
-            serve.shutdown()
-
     def _stop_actors(self, grace_s: float) -> None:
         from actors.start import stop_actors
 
@@ -294,35 +295,42 @@ def run_until_signalled(
         InvalidSetting: The settings would expose an open service.
     """
     service = Service(settings, say)
-    with _signals(service):
+    with ending_in_order(service, settings.drain_grace_s, on_first_signal=service.stop_requested.set):
         try:
-            try:
-                service.start()
-                announce(service.ready_line)
-                service.watch()
-            except _Interrupted:
-                say("interrupted while starting")
-            finally:
-                service.stop(settings.drain_grace_s)
-        except _Forced:
-            say("forced")
-            service.end_now()
-
-
-def _handler(service: Service) -> Callable[[int, FrameType | None], None]:
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        if service.stop_requested.is_set():
-            raise _Forced
-        service.stop_requested.set()
-
-    return handle
+            service.start()
+            announce(service.ready_line)
+            service.watch()
+        except _Interrupted:
+            say("interrupted while starting")
 
 
 @contextlib.contextmanager
-def _signals(service: Service) -> Iterator[None]:
-    before = {number: signal.signal(number, _handler(service)) for number in (signal.SIGINT, signal.SIGTERM)}
+def ending_in_order(service: Service, grace_s: float, on_first_signal: Callable[[], None]) -> Iterator[None]:
+    """Stop the service when the block is left, however that happens.
+
+    Args:
+        service: What to stop.
+        grace_s: Seconds for an orderly end.
+        on_first_signal: Called in the main thread at the first SIGINT or SIGTERM; it may raise. The second
+            one ends what is left by force.
+    """
+    first_at: list[float] = []
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        if not first_at:
+            first_at.append(time.monotonic())
+            on_first_signal()
+        elif time.monotonic() - first_at[0] > _SAME_SIGNAL_S:
+            raise _Forced
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        try:
+            yield
+        finally:
+            service.stop(grace_s)
+    except _Forced:
+        service.end_now()
     finally:
         _restore_handlers(before)
 
@@ -355,6 +363,12 @@ def _quieten() -> None:
     """Keep Ray's and Serve's chatter off the terminal; a filter survives their own setting of levels."""
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _stop_serving(grace_s: float) -> None:
+    from serve_app.app import undeploy
+
+    undeploy(max(grace_s, 0.0))
 
 
 def _stop_ray() -> None:
