@@ -41,6 +41,7 @@ __all__ = ["Orchestrator"]
 
 _log = structlog.get_logger("tutti.orchestrator")
 _PAUSE_S = 0.2
+_ASK_EVERY_S = 0.05
 _FIGURES_EVERY_S = 2.0
 _HOUSEKEEPING_EVERY_S = 600.0
 _ADOPTED_KEPT_S = 60.0
@@ -69,7 +70,8 @@ class Orchestrator:
         self._driver.on_end = self._waiters.on_end
         self._blobs = BlobStore(settings.blobs_dir)
         self._loops: list[asyncio.Task[None]] = []
-        self._asked_at = 0.0
+        self._published_at = 0.0
+        self._told_at = 0.0
         self._asking: asyncio.TimerHandle | None = None
         self._is_draining = False
         self._server_run_id = ""
@@ -251,12 +253,14 @@ class Orchestrator:
                 await asyncio.sleep(_PAUSE_S)
 
     def _ask_for_slots(self) -> None:
-        """Tell the scheduler what waits, at most every 50 ms."""
+        """Tell the scheduler what waits: at once, then at most every 50 ms."""
         if self._asking is None:
-            self._asking = asyncio.get_running_loop().call_later(0.05, self._tell_demand)
+            loop = asyncio.get_running_loop()
+            self._asking = loop.call_at(max(self._told_at + _ASK_EVERY_S, loop.time()), self._tell_demand)
 
     def _tell_demand(self) -> None:
         self._asking = None
+        self._told_at = asyncio.get_running_loop().time()
         scheduler = handles.find_actor(handles.SCHEDULER)
         if scheduler is not None:
             dispatcher = self._driver.dispatcher
@@ -295,9 +299,9 @@ class Orchestrator:
 
     async def _publish_figures(self) -> None:
         now = time.monotonic()
-        if now - self._asked_at < _FIGURES_EVERY_S:
+        if now - self._published_at < _FIGURES_EVERY_S:
             return
-        self._asked_at = now
+        self._published_at = now
         driver = self._driver
         status = self.status()
         gauges = {

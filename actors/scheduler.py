@@ -280,13 +280,15 @@ class Scheduler:
         for gone in replica.held.keys() - self._claimants.keys():
             replica.held.pop(gone)
             replica.limits.pop(gone, None)
+        # One slot each stays with those who have nothing to do, where there are enough: a lone Step need not ask.
+        least = 1 if pool.spec.concurrency >= 2 * len(turn) else 0
         wanted: dict[str, int] = {}
         starving = not replica.limits
         for name in turn:
             claimant = self._claimants[name]
             waiting = sum(claimant.demand.get(c, 0) for c in pool.capabilities)
             used = claimant.in_use.get(replica.replica_id, 0)
-            wanted[name] = 0 if replica.is_retiring else used + waiting
+            wanted[name] = 0 if replica.is_retiring else max(used + waiting, least)
             starving |= waiting > 0 and used >= replica.limits.get(name, 0)
         if not starving and not replica.is_retiring:
             return False
