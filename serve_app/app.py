@@ -6,6 +6,7 @@ just one. It must run with the variables of `launch.ray_environment` set before 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -53,6 +54,8 @@ def deploy(settings: Settings) -> None:
     Args:
         settings: Where to listen, how many replicas, and what replicas need.
     """
+    # Serve sets its own level when imported; operators read `ready`, not its progress.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         http_options=HTTPOptions(host=settings.host, port=settings.http_port),
         grpc_options=gRPCOptions(port=settings.grpc_port, grpc_servicer_functions=_SERVICERS),

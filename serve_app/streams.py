@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 
-from cluster.errors import InvalidInput, Unavailable
+from cluster.errors import InvalidInput, TuttiError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -87,9 +87,9 @@ async def _frames(
                 continue
             try:
                 event = upcoming.result()
-            except Unavailable:
-                # The client comes back with the last id it saw; until then there is nothing to tell.
-                yield b"retry: 1000\n: the store is away\n\n"
+            except TuttiError:
+                # The store is away, or the Run has expired: the client comes back with the last id it saw.
+                yield b"retry: 1000\n: interrupted\n\n"
                 return
             upcoming = None
             if event is None:
@@ -98,7 +98,7 @@ async def _frames(
     finally:
         if upcoming is not None:
             upcoming.cancel()
-            with suppress(asyncio.CancelledError, Unavailable):
+            with suppress(asyncio.CancelledError, TuttiError):
                 await upcoming
         close = getattr(events, "aclose", None)
         if close is not None:

@@ -1,0 +1,136 @@
+"""The native API on a real Redis."""
+
+import asyncio
+import json
+
+import pytest
+
+pytestmark = [
+    pytest.mark.integration,
+    # Closing a store leaves its pooled connections to the collector.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:loop is closed:ResourceWarning"),
+]
+
+PLAN = {
+    "name": "mine",
+    "steps": [
+        {"name": "a", "capability": "echo", "inputs": {"$ref": "inputs.x"}},
+        {"name": "b", "capability": "echo", "inputs": {"$ref": "steps.a.output"}},
+    ],
+}
+
+
+async def _submit(client, **fields):
+    response = await client.post("/api/v1/runs", json={"plan": PLAN, "inputs": {"x": 1}, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_run_is_accepted_worked_on_and_read_with_its_output(client, owner):
+    accepted = await _submit(client, run_id="r-1", priority=70, metadata={"why": "test"})
+    assert accepted["created"] is True
+    assert accepted["status"] == "queued"
+    assert (await _submit(client, run_id="r-1", priority=70, metadata={"why": "test"}))["created"] is False
+    await owner.succeed("r-1", "first", "second")
+    async with asyncio.timeout(5):
+        text = (await client.get("/api/v1/runs/r-1/events")).text
+    run = (await client.get("/api/v1/runs/r-1")).json()
+    assert run["status"] == "succeeded"
+    assert run["output"] == "second"
+    assert [step["output"] for step in run["steps"]] == ["first", "second"]
+    assert run["priority"] == 70
+    assert run["progress"] == 1.0
+    assert run["created_at"].endswith("Z")
+    updates = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: ")]
+    assert [update["seq"] for update in updates] == list(range(1, len(updates) + 1))
+    assert (updates[0]["type"], updates[-1]["type"]) == ("run.submitted", "run.succeeded")
+    dot = await client.get("/api/v1/runs/r-1/graph")
+    assert dot.headers["content-type"].startswith("text/vnd.graphviz")
+    assert '"a" -> "b";' in dot.text
+
+
+async def test_list_is_newest_first_filtered_and_paged(client):
+    ids = [(await _submit(client, run_id=f"r-{number}"))["run_id"] for number in range(5)]
+    await client.post("/api/v1/tasks", json={"task_type": "api_call", "task_id": "t"})
+    page = (await client.get("/api/v1/runs", params={"dialect": "runs", "limit": 3})).json()
+    assert [run["run_id"] for run in page["runs"]] == ids[:1:-1]
+    rest = await client.get(
+        "/api/v1/runs", params={"dialect": "runs", "limit": 3, "cursor": page["next_cursor"]}
+    )
+    assert [run["run_id"] for run in rest.json()["runs"]] == ids[1::-1]
+    assert len((await client.get("/api/v1/runs?status=queued&status=running")).json()["runs"]) == 6
+    assert (await client.get("/api/v1/runs?status=failed")).json()["runs"] == []
+    other = await client.get("/api/v1/runs", headers={"X-Tenant-ID": "other"})
+    assert other.json()["runs"] == []
+
+
+@pytest.mark.parametrize("query", ["status=odd", "limit=0", "limit=1001", "limit=x", "cursor=x"])
+async def test_wrong_query_is_refused(client, query):
+    response = await client.get(f"/api/v1/runs?{query}")
+    assert response.status_code == 422
+    assert response.json()["error"]["code"] == "VALIDATION_ERROR"
+
+
+async def test_commands_change_a_run_and_illegal_ones_are_conflicts(client, owner):
+    await _submit(client, run_id="r-1")
+    await owner.take("r-1")
+    assert (await client.post("/api/v1/runs/r-1/resume")).status_code == 409
+    assert (await client.post("/api/v1/runs/r-1/pause")).json()["status"] == "paused"
+    assert (await client.post("/api/v1/runs/r-1/resume")).json()["status"] == "queued"
+    changed = await client.put("/api/v1/runs/r-1/priority", json={"priority": 90})
+    assert changed.json()["priority"] == 90
+    assert (await client.put("/api/v1/runs/r-1/priority", json={"priority": 101})).status_code == 422
+    assert (await client.put("/api/v1/runs/r-1/priority", json={})).status_code == 422
+    cancelled = await client.post("/api/v1/runs/r-1/cancel", json={"reason": "enough"})
+    assert cancelled.json()["status"] == "cancelled"
+    assert (await client.post("/api/v1/runs/r-1/cancel")).status_code == 409
+    assert (await client.post("/api/v1/runs/nobody/cancel")).status_code == 404
+
+
+async def test_same_command_again_gets_the_same_verdict(client, owner):
+    await _submit(client, run_id="r-1")
+    await owner.take("r-1")
+    again = {"Idempotency-Key": "once"}
+    assert (await client.post("/api/v1/runs/r-1/cancel", headers=again)).status_code == 200
+    assert (await client.post("/api/v1/runs/r-1/cancel", headers=again)).status_code == 200
+    assert (await client.post("/api/v1/runs/r-1/pause", headers=again)).status_code == 409
+
+
+async def test_run_that_waits_for_another_is_pending(client):
+    accepted = await _submit(client, run_id="r-2", after=["r-1"])
+    assert accepted["status"] == "pending"
+
+
+REFUSED = {
+    "no plan": {},
+    "no steps": {"plan": {"name": "p", "steps": []}},
+    "unknown field": {"plan": PLAN, "colour": "red"},
+    "unknown step field": {"plan": {"name": "p", "steps": [{"name": "a", "capability": "b", "odd": 1}]}},
+    "circle": {"plan": {"name": "p", "steps": [{"name": "a", "capability": "b", "needs": ["a"]}]}},
+    "dangling reference": {
+        "plan": {
+            "name": "p",
+            "steps": [{"name": "a", "capability": "b", "inputs": {"$ref": "steps.z.output"}}],
+        }
+    },
+    "priority": {"plan": PLAN, "priority": 101},
+    "timeout": {"plan": PLAN, "timeout_s": 0},
+    "waits for itself": {"plan": PLAN, "run_id": "r", "after": ["r"]},
+    "empty id": {"plan": PLAN, "run_id": ""},
+    "private webhook": {"plan": PLAN, "webhook_url": "http://127.0.0.1:1/"},
+    "webhook of another scheme": {"plan": PLAN, "webhook_url": "file:///etc/passwd"},
+    "blob reference in the plan": {
+        "plan": {
+            "name": "p",
+            "steps": [{"name": "a", "capability": "b", "inputs": {"$blob": "sha256:" + "0" * 64}}],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED)
+async def test_wrong_run_is_refused_and_nothing_is_stored(client, service, body):
+    response = await client.post("/api/v1/runs", json=body)
+    assert response.status_code == 422
+    assert response.json()["error"]["code"] == "VALIDATION_ERROR"
+    assert (await service.store.totals()).submitted == 0

@@ -1,0 +1,140 @@
+import hashlib
+import time
+
+import jwt
+import pytest
+
+from cluster.errors import Forbidden, InvalidInput, InvalidSetting, Unauthenticated
+from cluster.settings import Settings
+from serve_app.auth import Authenticator, Principal
+
+SECRET = "s" * 32
+
+
+def _required(**values):
+    return Authenticator(
+        Settings(
+            auth="required",
+            jwt_secret=SECRET,
+            api_keys={"OPS": "key-of-ops:admin", "SHOP": "key-of-shop:user:shop"},
+            client_token="client-token",
+            global_worker_token="worker-token",
+            **values,
+        )
+    )
+
+
+def _token(algorithm="HS256", secret=SECRET, **claims):
+    given = {"sub": "ann", "role": "agent", "exp": time.time() + 60, **claims}
+    return jwt.encode({name: value for name, value in given.items() if value is not None}, secret, algorithm)
+
+
+def _bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_missing_credential_is_an_admin_in_open_mode_and_refused_otherwise():
+    assert Authenticator(Settings()).authenticate({}) == Principal("anonymous", "default", "admin")
+    with pytest.raises(Unauthenticated, match="missing"):
+        _required().authenticate({})
+    with pytest.raises(Unauthenticated, match="missing"):
+        _required().authenticate({"x-tenant-id": "shop"})
+
+
+def test_wrong_credential_is_refused_even_in_open_mode():
+    for name in ("authorization", "x-api-key", "x-client-token", "x-worker-token"):
+        with pytest.raises(Unauthenticated):
+            Authenticator(Settings()).authenticate({name: "Bearer nonsense"})
+
+
+def test_one_wrong_credential_beside_a_right_one_is_refused():
+    with pytest.raises(Unauthenticated):
+        _required().authenticate({"x-api-key": "key-of-ops", "x-client-token": "wrong"})
+
+
+def test_api_key_gives_its_name_role_and_tenant():
+    assert _required().authenticate({"x-api-key": "key-of-shop"}) == Principal("shop", "shop", "user")
+    assert _required().authenticate({"x-api-key": "key-of-ops"}).role == "admin"
+
+
+def test_client_and_worker_tokens_give_their_roles():
+    assert _required().authenticate({"x-client-token": "client-token"}).role == "user"
+    worker = _required().authenticate({"x-worker-token": "worker-token"})
+    assert (worker.role, worker.scopes) == ("worker", {"worker"})
+    assert not worker.has_role("user")
+
+
+def test_highest_role_counts_where_several_credentials_are_right():
+    both = {"x-worker-token": "worker-token", "x-api-key": "key-of-ops"}
+    assert _required().authenticate(both).subject == "ops"
+
+
+def test_token_gives_subject_role_tenant_and_scopes():
+    token = _token(tenant="shop", scope="jobs read")
+    assert _required().authenticate(_bearer(token)) == Principal(
+        "ann", "shop", "agent", frozenset({"jobs", "read"})
+    )
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        _token(exp=time.time() - 60),
+        _token(exp=None),
+        _token(sub=None),
+        _token(role="root"),
+        _token(tenant="a b"),
+        _token(secret="t" * 32),
+        _token(algorithm="HS512", secret="s" * 64),
+        jwt.encode({"sub": "ann", "exp": time.time() + 60}, "", "none"),
+        "",
+        "a.b.c",
+    ],
+    ids=["expired", "endless", "nobody", "role", "tenant", "foreign", "HS512", "none", "empty", "garbage"],
+)
+def test_token_that_is_not_ours_is_refused(token):
+    with pytest.raises(Unauthenticated):
+        _required().authenticate(_bearer(token))
+
+
+def test_only_an_admin_without_a_tenant_chooses_one():
+    authenticator = _required()
+    assert authenticator.authenticate({"x-api-key": "key-of-ops", "x-tenant-id": "shop"}).tenant == "shop"
+    assert Authenticator(Settings()).authenticate({"x-tenant-id": "shop"}).tenant == "shop"
+    assert authenticator.authenticate({"x-api-key": "key-of-shop", "x-tenant-id": "shop"}).tenant == "shop"
+    with pytest.raises(Forbidden):
+        authenticator.authenticate({"x-api-key": "key-of-shop", "x-tenant-id": "bank"})
+    with pytest.raises(Forbidden):
+        authenticator.authenticate(_bearer(_token()) | {"x-tenant-id": "bank"})
+
+
+@pytest.mark.parametrize("tenant", ["", "a b", "a" * 65, "a\n", "ä"])
+def test_malformed_tenant_is_refused(tenant):
+    with pytest.raises(InvalidInput):
+        Authenticator(Settings()).authenticate({"x-tenant-id": tenant})
+
+
+def test_clients_file_adds_tokens_and_their_digests(tmp_path):
+    path = tmp_path / "clients.yaml"
+    digest = hashlib.sha256(b"second").hexdigest()
+    path.write_text(
+        f"- {{name: one, token: first}}\n- {{name: two, token_sha256: {digest}, role: agent, tenant: shop}}\n"
+    )
+    authenticator = _required(clients_file=path)
+    assert authenticator.authenticate({"x-client-token": "first"}) == Principal("one", "default", "user")
+    assert authenticator.authenticate({"x-client-token": "second"}) == Principal("two", "shop", "agent")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: b", "- {token: x}", "- {name: x}", "- {name: x, token: y, role: z}", "- ["]
+)
+def test_unusable_clients_file_is_refused_at_start(tmp_path, text):
+    path = tmp_path / "clients.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidSetting, match="TUTTI_CLIENTS_FILE"):
+        _required(clients_file=path)
+
+
+def test_unknown_role_of_an_api_key_is_refused_at_start():
+    with pytest.raises(InvalidSetting, match="ORCHESTRATOR_API_KEY_X"):
+        Authenticator(Settings(api_keys={"X": "key:root"}))

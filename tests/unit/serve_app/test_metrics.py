@@ -1,0 +1,44 @@
+from cluster.store.run_store import Totals
+from serve_app.metrics import render_metrics
+
+
+def _lines(totals=None, snapshots=()):
+    return render_metrics(totals, snapshots, 1.0).decode().splitlines()
+
+
+def test_documented_names_are_there_with_the_all_time_counts():
+    lines = _lines(Totals(5, 2, 1, 1, 1))
+    assert "# TYPE tasks_submitted_total counter" in lines
+    assert "tasks_submitted_total 5.0" in lines
+    assert "tasks_completed_total 2.0" in lines
+    assert "tasks_failed_total 1.0" in lines
+    assert "# TYPE task_execution_time_ms summary" in lines
+
+
+def test_quantiles_are_over_the_samples_of_all_processes():
+    halves = [
+        {"process": str(half), "samples": {"task_execution_time_ms": [*range(half, 101, 2)]}}
+        for half in (1, 2)
+    ]
+    lines = _lines(Totals(0, 0, 0, 0, 0), halves)
+    assert 'task_execution_time_ms{quantile="0.5"} 50.0' in lines
+    assert 'task_execution_time_ms{quantile="0.95"} 95.0' in lines
+    assert 'task_execution_time_ms{quantile="0.99"} 99.0' in lines
+    assert "task_execution_time_ms_count 100.0" in lines
+
+
+def test_what_processes_count_carries_our_name_and_theirs():
+    snapshots = [
+        {"process": "o-0", "counters": {"commits_total": 3}, "gauges": {"runs_loaded": 4}},
+        {"process": "o-1", "counters": {"commits_total": 5}, "gauges": {}},
+    ]
+    lines = _lines(Totals(0, 0, 0, 0, 0), snapshots)
+    assert 'tutti_commits_total{process="o-0"} 3.0' in lines
+    assert 'tutti_commits_total{process="o-1"} 5.0' in lines
+    assert 'tutti_runs_loaded{process="o-0"} 4.0' in lines
+
+
+def test_absence_of_the_store_is_a_figure_too():
+    lines = _lines()
+    assert "tutti_store_up 0.0" in lines
+    assert not any(line.startswith("tasks_submitted") for line in lines)
