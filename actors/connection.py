@@ -27,7 +27,8 @@ def connect(address: str | None = None, number: int | None = None) -> Any:
     """Return the handle of an orchestrator actor.
 
     Args:
-        address: The Ray cluster to attach to where this process is not attached yet; None finds it as `ray.init` does.
+        address: The Ray cluster to attach to where this process is not attached yet; None finds it as
+            `ray.init` does.
         number: Which orchestrator; None takes one at random.
 
     Raises:

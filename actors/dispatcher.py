@@ -1,6 +1,7 @@
 """From ready to running: the queues of one orchestrator and the slots it may use.
 
-Order: priority, then first come. A suspect (its replica died under it before) runs alone on a replica, so that only the
+Order: priority, then first come. A suspect (its replica died under it before) runs alone on a replica, so
+that only the
 guilty one is counted. Where the slots come from is the scheduler's business; this module only asks and uses.
 """
 

@@ -1,6 +1,7 @@
 """The heart of an orchestrator, without Ray: it owns partitions, drives their Runs and commits in groups.
 
-Loops: lease (claim, renew, hand over), inbox (what clients and other Runs send), commit (write, then act), timers.
+Loops: lease (claim, renew, hand over), inbox (what clients and other Runs send), commit (write, then act),
+timers.
 Each may fail on a lost Redis and goes on when it is back; nothing is acted on before its commit is written.
 """
 
@@ -110,7 +111,9 @@ class Driver:
         return outcome.refusal
 
     def _queue_all(self) -> None:
-        """Queue what became ready. Starting or refusing it may make more ready: a loop, so that no chain is too long."""
+        """Queue what became ready. Starting or refusing it may make more ready: a loop, so that no chain
+        is too long.
+        """
         self._is_queueing = True
         while self._to_queue:
             run, step, item = self._to_queue.popleft()

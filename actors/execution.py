@@ -149,7 +149,9 @@ async def execute(bound: Any, call: StepCall, context: AttemptContext, host: Hos
 
 
 async def _in_thread(host: Host, context: AttemptContext, bound: Any, inputs: Any, capability: str) -> Any:
-    """Run sync code in a thread. When cancelled, the thread is told and waited for: its slot is not free before."""
+    """Run sync code in a thread. When cancelled, the thread is told and waited for: its slot is not free
+    before.
+    """
     work = host.loop.run_in_executor(host.threads, bound, inputs, capability, context)
     try:
         return await asyncio.shield(work)

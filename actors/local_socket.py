@@ -1,10 +1,13 @@
 """Exchange between an orchestrator and a replica on the same node, without Ray in between.
 
-A Ray actor call costs about a millisecond of CPU; a frame on a unix socket a twentieth of that. The messages are those of
-`Replica.exchange`; only the way is shorter, and where it breaks the Ray call remains. The socket has an abstract name
+A Ray actor call costs about a millisecond of CPU; a frame on a unix socket a twentieth of that. The messages
+are those of
+`Replica.exchange`; only the way is shorter, and where it breaks the Ray call remains. The socket has an
+abstract name
 (Linux: no file, gone with its process) and opens to nobody without the key, which travels through Ray.
 
-Frame: 4 bytes length of the body, 4 bytes number of the request, body. The first body of a connection is the key.
+Frame: 4 bytes length of the body, 4 bytes number of the request, body. The first body of a connection is the
+key.
 """
 
 from __future__ import annotations

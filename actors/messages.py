@@ -54,8 +54,8 @@ class Report(msgspec.Struct, array_like=True):
 
     Attributes:
         seq: 1, 2, 3, … per caller.
-        kind: "ok" (payload: raw JSON), "failed" (payload: JSON of Failure, number: seconds the other side asked to
-            wait), "progress" (payload: message, number: 0 to 1), "stopped".
+        kind: "ok" (payload: raw JSON), "failed" (payload: JSON of Failure, number: seconds the other side
+            asked to wait), "progress" (payload: message, number: 0 to 1), "stopped".
     """
 
     seq: int

@@ -1,7 +1,7 @@
 """The orchestrator actor: a Driver with leases on partitions, and the door for Python drivers.
 
-Any orchestrator takes any Run. Ownership is a lease in Redis, never a matter of Ray's actor state; a stopped process that
-wakes up after its lease finds its commits refused and lets go.
+Any orchestrator takes any Run. Ownership is a lease in Redis, never a matter of Ray's actor state; a stopped
+process that wakes up after its lease finds its commits refused and lets go.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _log = structlog.get_logger("tutti.orchestrator")
 _PAUSE_S = 0.2
 _ASK_EVERY_S = 0.05
 _FIGURES_EVERY_S = 2.0
-_HOUSEKEEPING_EVERY_S = 600.0
+_HOUSEKEEPING_EVERY_S = 3600.0
 _ADOPTED_KEPT_S = 60.0
 
 
@@ -53,6 +53,7 @@ class Orchestrator:
     def __init__(self, number: int, settings: Settings) -> None:
         # Runs in memory live long and hold no cycles: looking through them often costs and finds nothing.
         gc.set_threshold(50_000, 20, 100)
+        self._number = number
         self._name = handles.orchestrator_name(number)
         self._settings = settings
         self._id = f"{number}-{uuid4().hex[:8]}"
@@ -102,12 +103,14 @@ class Orchestrator:
                 await body()
             except TuttiError as error:
                 _log.warning("loop waits", loop=body.__name__, reason=error.message)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the outer loop of an actor: a bug in one round must not end all rounds
                 _log.exception("loop failed, begins again", loop=body.__name__)
             await asyncio.sleep(_PAUSE_S)
 
     async def drain(self) -> None:
-        """Hand the partitions over in order: what is written stays, what runs is adopted by the next owner."""
+        """Hand the partitions over in order: what is written stays, what runs is adopted by the next
+        owner.
+        """
         self._is_draining = True
         owned = list(self._driver.partitions.values())
         for partition in owned:
@@ -294,8 +297,8 @@ class Orchestrator:
             await self._publish_figures()
             if time.monotonic() - swept_at > _HOUSEKEEPING_EVERY_S:
                 swept_at = time.monotonic()
-                for number in list(self._driver.partitions):
-                    await self._journal.age_out_indexes(number, time.time() - self._settings.retention_s)
+                before = time.time() - self._settings.retention_s
+                await self._journal.age_out_indexes(set(self._driver.partitions), before)
 
     async def _publish_figures(self) -> None:
         now = time.monotonic()
@@ -314,7 +317,7 @@ class Orchestrator:
         snapshot = orjson.dumps(driver.figures.snapshot(self._name, gauges))
         waits = driver.dispatcher.waits_s(driver.figures.mean_s)
         pipe = self._journal.redis.pipeline(transaction=False)
-        pipe.set(keys.metrics_key(self._name), snapshot, ex=keys.METRICS_TTL_S)
+        pipe.set(keys.metrics_key(str(self._number)), snapshot, ex=keys.METRICS_TTL_S)
         for capability, mean_s in driver.figures.mean_s.items():
             pipe.hset(keys.DURATIONS, capability, f"{mean_s:.6f} {waits.get(capability, 0.0):.6f}")
         await pipe.execute(raise_on_error=False)
@@ -338,7 +341,9 @@ class Orchestrator:
     async def submit_many(
         self, plans: Sequence[Any], inputs: Sequence[Json] | None = None, **options: Any
     ) -> list[str]:
-        """Submit many Runs at once; `inputs` goes with `plans` one by one. Raises as `submit`, for the first refused."""
+        """Submit many Runs at once; `inputs` goes with `plans` one by one. Raises as `submit`, for the
+        first refused.
+        """
         each_inputs = inputs if inputs is not None else [None] * len(plans)
         pairs = zip(plans, each_inputs, strict=True)
         outcomes = await self._store.submit_many([self._submission(p, i, options) for p, i in pairs])

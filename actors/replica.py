@@ -1,7 +1,9 @@
 """The actor that runs agents: one replica of a pool.
 
-Orchestrators exchange batches with it: work goes in, reports come out as they are made, so that a slow Step never delays
-a fast one of its batch. A report is kept until its effect is durable; a call that was lost on the way loses nothing.
+Orchestrators exchange batches with it: work goes in, reports come out as they are made, so that a slow Step
+never delays
+a fast one of its batch. A report is kept until its effect is durable; a call that was lost on the way loses
+nothing.
 """
 
 from __future__ import annotations
@@ -151,8 +153,8 @@ class Replica:
     async def exchange(self, message: bytes) -> bytes:
         """Take work in, wait for reports, give them out.
 
-        The newest call of an orchestrator is the one that waits; an older one returns at once. Without news it returns
-        after 5 s, which is the replica's sign of life.
+        The newest call of an orchestrator is the one that waits; an older one returns at once. Without news
+        it returns after 5 s, which is the replica's sign of life.
         """
         self._start()
         exchange = decode_exchange(message)
@@ -282,7 +284,9 @@ class Replica:
         attempt.task.cancel()
 
     async def _sweep(self) -> None:
-        """Stop what belongs to an orchestrator that has not called for a minute: nobody would take the result."""
+        """Stop what belongs to an orchestrator that has not called for a minute: nobody would take the
+        result.
+        """
         while True:
             await asyncio.sleep(_HEARTBEAT_S)
             now = time.monotonic()

@@ -1,7 +1,7 @@
 """An orchestrator's line to one replica: natural batching, at most two calls in flight.
 
-What becomes ready while calls are under way goes into the next one. One call always waits at the replica while it holds
-attempts of ours; its return, at the latest after 5 s, is the replica's sign of life.
+What becomes ready while calls are under way goes into the next one. One call always waits at the replica
+while it holds attempts of ours; its return, at the latest after 5 s, is the replica's sign of life.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The scheduler actor: it owns capacity. Pools, their replicas, the placement groups under them, and who may use a slot.
+"""The scheduler actor: it owns capacity. Pools, their replicas, the placement groups under them, and who may
+use a slot.
 
-It may die: replicas and placement groups are detached and stand in a ledger, orchestrators go on with the slots they
-have, and a new one rebuilds itself from the ledger. What stands in no ledger is freed.
+It may die: replicas and placement groups are detached and stand in a ledger, orchestrators go on with the
+slots they have, and a new one rebuilds itself from the ledger. What stands in no ledger is freed.
 """
 
 from __future__ import annotations
@@ -280,7 +281,8 @@ class Scheduler:
         for gone in replica.held.keys() - self._claimants.keys():
             replica.held.pop(gone)
             replica.limits.pop(gone, None)
-        # One slot each stays with those who have nothing to do, where there are enough: a lone Step need not ask.
+        # One slot each stays with those who have nothing to do, where there are enough: a lone Step need not
+        # ask.
         least = 1 if pool.spec.concurrency >= 2 * len(turn) else 0
         wanted: dict[str, int] = {}
         starving = not replica.limits

@@ -1,5 +1,5 @@
-"""Timers in an owner's memory. They are not stored: every deadline and backoff stands in a record, and a new owner sets
-the timers of what it loads. They only wake; the engine compares with the record.
+"""Timers in an owner's memory. They are not stored: every deadline and backoff stands in a record, and a new
+owner sets the timers of what it loads. They only wake; the engine compares with the record.
 """
 
 from __future__ import annotations

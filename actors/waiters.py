@@ -1,4 +1,6 @@
-"""Who waits for the end of Runs in this process: told after the commit, or by the store for Runs owned elsewhere."""
+"""Who waits for the end of Runs in this process: told after the commit, or by the store for Runs owned
+elsewhere.
+"""
 
 from __future__ import annotations
 

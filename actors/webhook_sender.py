@@ -1,6 +1,7 @@
 """The durable outbox of webhooks: read from Redis, delivered, and only then forgotten.
 
-Each delivery is a task of its own, so that a slow receiver delays nobody. A delivery may arrive twice, with one id.
+Each delivery is a task of its own, so that a slow receiver delays nobody. A delivery may arrive twice, with
+one id.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The one tree of errors. A dialect maps the `code` of a class to its own shape; nothing else is raised on purpose.
+"""The one tree of errors. A dialect maps the `code` of a class to its own shape; nothing else is raised on
+purpose.
 
 TuttiError
 ├── InvalidInput            VALIDATION_ERROR    what the client sent cannot be accepted
@@ -80,7 +81,9 @@ def _rebuild(kind: type[TuttiError], message: str, details: dict[str, Any]) -> T
 
 
 class InvalidInput(TuttiError):
-    """Raised when what a client sent cannot be accepted; `details["field"]` names the place where there is one."""
+    """Raised when what a client sent cannot be accepted; `details["field"]` names the place where there is
+    one.
+    """
 
     code = "VALIDATION_ERROR"
 

@@ -1,7 +1,7 @@
 """The only door to `ray.util.placement_group`. It reserves, asks and frees; it decides nothing.
 
-Every group is detached and carries a name that begins with `tutti:`, so that the ledger and Ray can be compared after any
-process has died.
+Every group is detached and carries a name that begins with `tutti:`, so that the ledger and Ray can be
+compared after any process has died.
 """
 
 from __future__ import annotations

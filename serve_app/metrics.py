@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from cluster.store.run_store import Totals
+    from cluster.store.run_reader import Totals
 
 __all__ = ["CONTENT_TYPE", "render_metrics"]
 

@@ -1,7 +1,7 @@
 """The engine: the only way to change a Run.
 
-`advance` takes what happened and gives what to write and what to do. It costs in proportion to what changes, not to the
-size of the Plan; ending a Run costs once in proportion to what was open.
+`advance` takes what happened and gives what to write and what to do. It costs in proportion to what changes,
+not to the size of the Plan; ending a Run costs once in proportion to what was open.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def advance(run: Run, event: ev.Event, now: float, step_timeout_s: float = DEFAU
         step_timeout_s: Limit of an attempt whose Step names none.
 
     Returns:
-        What the store must write and the shell must do. A late or doubled result, a request that the Run's status
-        forbids and a timer that fired early are answered with an Outcome that changes nothing.
+        What the store must write and the shell must do. A late or doubled result, a request that the Run's
+        status forbids and a timer that fired early are answered with an Outcome that changes nothing.
     """
     out = Outcome()
     if type(event) is ev.StepAssigned:
@@ -186,7 +186,9 @@ def _wake(run: Run, event: ev.TimerFired, now: float, out: Outcome) -> None:
 
 
 def _is_over_time(run: Run, now: float) -> bool:
-    """Whether the Run's deadline has passed: timers only wake, so whatever comes first after it ends the Run."""
+    """Whether the Run's deadline has passed: timers only wake, so whatever comes first after it ends the
+    Run.
+    """
     return run.record.deadline_at is not None and now > run.record.deadline_at
 
 

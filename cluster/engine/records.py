@@ -1,4 +1,5 @@
-"""What the store keeps of a Run: a header that never changes, a small record that does, one record per StepRun.
+"""What the store keeps of a Run: a header that never changes, a small record that does, one record per
+StepRun.
 
 Steps have no record while they are blocked or ready: both follow from the others (see `Run.load`).
 """

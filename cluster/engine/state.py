@@ -1,4 +1,6 @@
-"""A Run in its owner's memory: the state that `advance` changes, and how it is made from what the store keeps."""
+"""A Run in its owner's memory: the state that `advance` changes, and how it is made from what the store
+keeps.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +149,9 @@ class Run:
         step_records: Mapping[Unit, StepRecord],
         results: Mapping[Unit, bytes],
     ) -> Run:
-        """Rebuild a Run from the store. What has no record is blocked; RunAdopted makes it ready where it may start."""
+        """Rebuild a Run from the store. What has no record is blocked; RunAdopted makes it ready where it
+        may start.
+        """
         run = cls(header, record, plan, inputs)
         record.num_open = len(run.steps)
         mapping: list[int] = []

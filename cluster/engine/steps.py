@@ -192,7 +192,9 @@ def _cancel_unit(run: Run, unit: Unit, step_run: StepRun, now: float, out: Outco
 
 
 def cancel_open_units(run: Run, now: float, out: Outcome) -> None:
-    """End whatever has not ended, because the Run ends. What never started needs no record: readers derive it."""
+    """End whatever has not ended, because the Run ends. What never started needs no record: readers derive
+    it.
+    """
     if run.record.num_open == 0:
         return
     for index, step_run in enumerate(run.steps):
@@ -212,7 +214,8 @@ def fail_attempt(
         return finish_unit(run, unit, StepEventKind.FAILED, now, out, failure)
     step_run.failures += 1
     run.record.retry_count += 1
-    # The wish is foreign: without a bound it could put the retry off for ever. NaN loses every comparison here.
+    # The wish is foreign: without a bound it could put the retry off for ever. NaN loses every comparison
+    # here.
     wish_s = min(retry_after_s, _MAX_RETRY_AFTER_S)
     delay_s = max(full_jitter_delay_s(policy, step_run.failures, jitter), wish_s)
     step_run.status = next_step_status(step_run.status, StepEventKind.RETRYING)

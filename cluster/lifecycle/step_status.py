@@ -11,7 +11,9 @@ __all__ = ["STEP_TRANSITIONS", "StepEventKind", "StepStatus", "next_step_status"
 
 
 class StepStatus(StrEnum):
-    """Where a StepRun stands. Stored by value; BLOCKED and READY are derived from the others when a Run is loaded."""
+    """Where a StepRun stands. Stored by value; BLOCKED and READY are derived from the others when a Run is
+    loaded.
+    """
 
     BLOCKED = "blocked"
     """Waits for Steps it needs; their end moves it on."""
@@ -42,7 +44,9 @@ _TERMINAL = frozenset({StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.SKIPP
 
 
 class StepEventKind(StrEnum):
-    """What can happen to a StepRun. The values are the names clients see in event streams (`step.started`)."""
+    """What can happen to a StepRun. The values are the names clients see in event streams
+    (`step.started`).
+    """
 
     READY = "step.ready"
     STARTED = "step.started"

@@ -8,7 +8,9 @@ __all__ = ["Command", "EndRun", "FindAttempt", "QueueStep", "SetTimer", "StartSt
 
 
 class QueueStep(NamedTuple):
-    """Find a slot for a ready StepRun. The one command that may be acted on before the commit: it starts nothing."""
+    """Find a slot for a ready StepRun. The one command that may be acted on before the commit: it starts
+    nothing.
+    """
 
     step: int
     item: int
@@ -43,7 +45,9 @@ class FindAttempt(NamedTuple):
 
 
 class SetTimer(NamedTuple):
-    """Fire TimerFired for the StepRun (or the Run, step -1) at `at`, Unix seconds; replaces an earlier timer."""
+    """Fire TimerFired for the StepRun (or the Run, step -1) at `at`, Unix seconds; replaces an earlier
+    timer.
+    """
 
     step: int
     item: int

@@ -94,8 +94,10 @@ def compile_plan(plan: Plan | Json) -> CompiledPlan:
     """Check a Plan (or its JSON builtins) and prepare it.
 
     Raises:
-        InvalidPlan: A field has the wrong type or range, a name is doubled or malformed, a reference or need names
-            no Step, a Step needs itself (a cycle), item is used outside a mapped Step, or there are over MAX_STEPS.
+        InvalidPlan: A field has the wrong type or range, a name is doubled or malformed, a reference or need
+            names
+            no Step, a Step needs itself (a cycle), item is used outside a mapped Step, or there are over
+            MAX_STEPS.
     """
     if not isinstance(plan, Plan):
         try:
@@ -171,7 +173,9 @@ def _needs(compiled: CompiledStep, index_by_name: dict[str, int]) -> set[int]:
 
 
 def _refuse_cycles(steps: tuple[CompiledStep, ...]) -> None:
-    """Walk the DAG in topological order. Source: Kahn, "Topological sorting of large networks", CACM 5(11), 1962."""
+    """Walk the DAG in topological order. Source: Kahn, "Topological sorting of large networks", CACM
+    5(11), 1962.
+    """
     remaining = [len(s.needs) for s in steps]
     free = [s.index for s in steps if not s.needs]
     num_seen = 0

@@ -1,7 +1,7 @@
 """What can happen to a Run, in the past tense: the only way to change one is `advance(run, event, now)`.
 
-`step` and `item` name the StepRun: the Step's index in the Plan, and the mapped item's index or -1. Events are frozen
-values; whatever is random (jitter) or comes from a clock is decided before and carried in them.
+`step` and `item` name the StepRun: the Step's index in the Plan, and the mapped item's index or -1. Events
+are frozen values; whatever is random (jitter) or comes from a clock is decided before and carried in them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class StepSucceeded(NamedTuple):
 
 
 class StepFailed(NamedTuple):
-    """An attempt came back with a failure. `jitter` is uniform in [0, 1); `retry_after_s` is the other side's wish."""
+    """An attempt came back with a failure. `jitter` is uniform in [0, 1); `retry_after_s` is the other
+    side's wish.
+    """
 
     step: int
     item: int
@@ -118,7 +120,9 @@ class StepUnserved(NamedTuple):
 
 
 class TimerFired(NamedTuple):
-    """A timer set for the StepRun, or for the Run where step is -1, came due. It only wakes: `now` decides."""
+    """A timer set for the StepRun, or for the Run where step is -1, came due. It only wakes: `now`
+    decides.
+    """
 
     step: int
     item: int

@@ -1,6 +1,7 @@
 """The Plan: an immutable DAG of Steps, and the request that makes a Run of it.
 
-A Plan is data. It refuses to hold code, clocks or statuses. `compiled.py` checks it and prepares it for the engine.
+A Plan is data. It refuses to hold code, clocks or statuses. `compiled.py` checks it and prepares it for the
+engine.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import msgspec
 __all__ = ["Json", "Plan", "ResourceRequest", "RetryPolicy", "Step", "Submission", "SuccessRule"]
 
 Json = Any
-"""Any JSON value. References are objects of the form {"$ref": "steps.fetch.output.rows"} (see `references`)."""
+"""Any JSON value. References are objects of the form {"$ref": "steps.fetch.output.rows"} (see
+`references`).
+"""
 
 
 class SuccessRule(StrEnum):
@@ -28,7 +31,8 @@ class SuccessRule(StrEnum):
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Exponential backoff with full jitter, for retryable errors only.
 
-    The delay before retry n (1-based) is uniform in [0, min(max_delay_s, initial_delay_s * multiplier**(n-1))].
+    The delay before retry n (1-based) is uniform in [0, min(max_delay_s, initial_delay_s *
+    multiplier**(n-1))].
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
@@ -57,8 +61,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         inputs: JSON handed to the agent after its references are resolved.
         needs: Names of Steps that must end first; Steps named by references are added by themselves.
         when: Condition (see `references.Condition`); false skips the Step.
-        map: A list, or a reference to one: the Step runs once for each item (`{"$ref": "item"}`, `{"$ref": "index"}`)
-            and its output is the list of outputs in order.
+        map: A list, or a reference to one: the Step runs once for each item (`{"$ref": "item"}`, `{"$ref":
+            "index"}`) and its output is the list of outputs in order.
         retry: Backoff for retryable errors.
         timeout_s: Limit of one attempt in seconds, > 0; None means the setting `step_timeout_s`.
         optional: A failure does not fail the Run; dependents see null.
@@ -83,8 +87,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     Attributes:
         name: For people; 1 to 200 characters.
         steps: At least one, at most 10,000.
-        output: JSON with references, the Run's output. None: the output of the only last Step, or an object by
-            name where several are last.
+        output: JSON with references, the Run's output. None: the output of the only last Step, or an object
+            by name where several are last.
         success: When the Run counts as succeeded.
     """
 

@@ -7,8 +7,8 @@ A reference is the JSON object {"$ref": PATH}, where PATH is one of
     item[.a.b]   index              inside a mapped Step: the item and its position
     run.id                          the Run's id
 
-A template is JSON with references anywhere inside. Rendering joins raw JSON: an output that is handed on whole is never
-decoded. This module refuses to be a language: no arithmetic, no calls, no text interpolation.
+A template is JSON with references anywhere inside. Rendering joins raw JSON: an output that is handed on
+whole is never decoded. This module refuses to be a language: no arithmetic, no calls, no text interpolation.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Condition(NamedTuple):
     """A compiled condition.
 
     JSON forms: {"ref": PATH, "op": "eq", "value": …} (op defaults to "truthy"), {"all": […]}, {"any": […]},
-    {"not": {…}}. Operators: eq ne lt le gt ge in contains truthy exists. Values of different kinds are never less or
+    {"not": {…}}. Operators: eq ne lt le gt ge in contains truthy exists. Values of different kinds are never
+    less or
     greater than each other: such a comparison is false.
     """
 
@@ -204,7 +205,8 @@ def compile_condition(value: Json, where: str) -> Condition:
 
 
 def resolve_path(raw: bytes, reference: Reference) -> bytes:
-    """Walk a path inside raw JSON. Null stays null; a blob reference takes the path along for the agent to walk.
+    """Walk a path inside raw JSON. Null stays null; a blob reference takes the path along for the agent to
+    walk.
 
     Raises:
         StepError: The path leads nowhere (VALIDATION_ERROR, not retryable).

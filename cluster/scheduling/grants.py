@@ -1,5 +1,5 @@
-"""How the slots of one replica are shared between orchestrators. Pure arithmetic; who is asked to give back is decided
-here, when it has given back is the caller's to know.
+"""How the slots of one replica are shared between orchestrators. Pure arithmetic; who is asked to give back
+is decided here, when it has given back is the caller's to know.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ def fair_targets(num_slots: int, wanted: Mapping[str, int], turn: Sequence[str])
     Args:
         num_slots: Slots of the replica, >= 0.
         wanted: Attempts running and waiting, by claimant.
-        turn: All claimants in the order in which odd slots are given out; rotate it so that with fewer slots than
-            claimants each has its turn.
+        turn: All claimants in the order in which odd slots are given out; rotate it so that with fewer slots
+            than claimants each has its turn.
 
     Returns:
-        Slots by claimant. Their sum is num_slots where there are claimants: what nobody wants is spread evenly, so
-        that a lone Step needs no question.
+        Slots by claimant. Their sum is num_slots where there are claimants: what nobody wants is spread
+        evenly, so that a lone Step needs no question.
 
     Source: max-min fairness, Bertsekas and Gallager, "Data Networks", 2nd ed., section 6.5.2.
     """

@@ -47,8 +47,8 @@ def check_pool(pool: PoolSpec) -> None:
     """Check a declaration.
 
     Raises:
-        InvalidSetting: A number is out of range, or `num_gpus` is a fraction that is not 1/n: Ray places replicas by
-            arithmetic on fractions, and only 1/n fills a device without remainder.
+        InvalidSetting: A number is out of range, or `num_gpus` is a fraction that is not 1/n: Ray places
+            replicas by arithmetic on fractions, and only 1/n fills a device without remainder.
     """
     if not pool.agents:
         raise InvalidSetting(f"pool {pool.name}: needs at least one agent")

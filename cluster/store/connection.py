@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import hiredis
-
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
     SSLConnection,
     UnixDomainSocketConnection,
-    parse_url,
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, RedisError, TimeoutError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError
+from redis.exceptions import ConnectionError as BrokenConnection
+from redis.exceptions import TimeoutError as NoAnswer
 
 from cluster.errors import LimitExceeded, Unavailable
 
@@ -29,8 +29,8 @@ _CONNECT_TIMEOUT_S = 2.0
 
 
 class _PackedInC:
-    """Packs commands with hiredis: a commit has thousands of arguments, and redis-py's loop over them is a tenth of an
-    orchestrator's time.
+    """Packs commands with hiredis: a commit has thousands of arguments, and redis-py's loop over them is a
+    tenth of an orchestrator's time.
     """
 
     def pack_command(self, *args: Any) -> list[bytes]:
@@ -69,17 +69,17 @@ def connect_redis(url: str, socket_timeout_s: float | None = 10.0, *, is_shared:
     Args:
         url: redis://, rediss:// or unix://.
         socket_timeout_s: Limit of one command; None for connections that block on purpose.
-        is_shared: Many callers at a time: they wait for one of a few connections. It costs each command a lock, so
-            that who has few callers does without.
+        is_shared: Many callers at a time: they wait for one of a few connections. It costs each command a
+            lock, so that who has few callers does without.
 
-    A command is tried twice: every script may be repeated (ids, digests and commit numbers make it safe), so a broken
-    connection is replaced without the caller noticing; a server that is away is reported at once.
+    A command is tried twice: every script may be repeated (ids, digests and commit numbers make it safe), so
+    a broken connection is replaced without the caller noticing; a server that is away is reported at once.
     """
     options: dict[str, Any] = {
         "socket_timeout": socket_timeout_s,
         "socket_connect_timeout": _CONNECT_TIMEOUT_S,
         "retry": Retry(ConstantBackoff(0.05), 1),
-        "retry_on_error": [ConnectionError, TimeoutError],
+        "retry_on_error": [BrokenConnection, NoAnswer],
     }
     if is_shared:
         waiting = BlockingConnectionPool.from_url(

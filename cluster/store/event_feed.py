@@ -1,7 +1,7 @@
 """Live events and verdicts: one Pub/Sub connection a process, whoever many follow.
 
-A wake message only says which Runs have news; the news itself is read from the Run's stream, so that a message lost in a
-reconnect costs time, not an event.
+A wake message only says which Runs have news; the news itself is read from the Run's stream, so that a
+message lost in a reconnect costs time, not an event.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ One connection blocks on inboxes; everything else shares the pool. Nothing here 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -286,27 +286,30 @@ class Journal:
             await self.redis.xdel(outbox, *[entry_id for entry_id, _ in rows])
         return len(rows)
 
-    async def age_out_indexes(self, partition: int, before: float) -> None:
-        """Drop index entries of Runs created before `before` (Unix seconds) whose record has expired."""
-        names = self.partitions[partition]
+    async def age_out_indexes(self, owned: Collection[int], before: float) -> None:
+        """Drop index entries of Runs created before `before` (Unix seconds) whose record has expired.
+
+        It walks the whole key space: once an hour is enough.
+        """
         with redis_errors_as_ours():
-            async for index in self.redis.scan_iter(match=_glob(names.index("")) + "*", count=200):
-                old: Any = await self.redis.zrangebyscore(index, "-inf", before, start=0, num=_INBOX_COUNT)
-                pipe = self.redis.pipeline(transaction=False)
-                for run_id in old:
-                    pipe.exists(names.run(run_id.decode()))
-                gone = [run_id for run_id, found in zip(old, await pipe.execute(), strict=True) if not found]
-                if gone:
-                    await self.redis.zrem(index, *gone)
+            async for index in self.redis.scan_iter(match="tutti:*:index:*", count=1000):
+                partition = int(index[index.index(b"{") + 1 : index.index(b"}")])
+                if partition in owned:
+                    await self._age_out(index, self.partitions[partition], before)
+
+    async def _age_out(self, index: bytes, names: keys.PartitionKeys, before: float) -> None:
+        old: Any = await self.redis.zrangebyscore(index, "-inf", before, start=0, num=_INBOX_COUNT)
+        pipe = self.redis.pipeline(transaction=False)
+        for run_id in old:
+            pipe.exists(names.run(run_id.decode()))
+        gone = [run_id for run_id, found in zip(old, await pipe.execute(), strict=True) if not found]
+        if gone:
+            await self.redis.zrem(index, *gone)
 
 
 def _flat(entries: Any) -> Any:
     """RESP3 nests a stream's entries one list deeper than RESP2."""
     return entries[0] if entries and isinstance(entries[0], list) else entries
-
-
-def _glob(prefix: str) -> str:
-    return prefix.replace("{", "[{]").replace("}", "[}]")
 
 
 def _webhook_of(run: Run) -> bytes:

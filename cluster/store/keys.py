@@ -1,7 +1,7 @@
 """Every Redis key: name, type, owner, lifetime. No other module spells a key.
 
-`{p}` is the hash tag of partition p; a Run's partition is `crc32(run_id) % P`. All keys of a partition share the tag,
-and scripts declare all their keys, so that Redis Cluster stays possible.
+`{p}` is the hash tag of partition p; a Run's partition is `crc32(run_id) % P`. All keys of a partition share
+the tag, and scripts declare all their keys, so that Redis Cluster stays possible.
 
 | key | type | lifetime | written by |
 | --- | --- | --- | --- |
@@ -20,7 +20,7 @@ and scripts declare all their keys, so that Redis Cluster stays possible.
 | tutti:{p}:webhooks_due | zset id by due time | permanent, emptied by deliveries | commit.lua, sender |
 | tutti:{p}:webhooks_dead | hash id to delivery | permanent, bounded | sender |
 | tutti:orchestrators | zset id by last sign of life | permanent | orchestrators |
-| tutti:metrics:<process> | string | 15 s | every actor |
+| tutti:metrics:<n> | string | 15 s | orchestrator n |
 | tutti:durations | hash capability to mean seconds | permanent | orchestrators |
 | tutti:ledger | hash replica id to entry | permanent | scheduler |
 | tutti:format | string, version of this layout | permanent | whoever is first |
@@ -48,12 +48,14 @@ PERMANENT = (
     r"tutti:\{\d+\}:(owner|inbox|outbox|active|totals|tenants|index:.*|webhooks|webhooks_due|webhooks_dead)",
     r"tutti:(orchestrators|durations|ledger|format)",
 )
-"""Patterns of keys that may live without a TTL; `run` and `events` keys may too while their Run has not ended."""
+"""Patterns of keys that may live without a TTL; `run` and `events` keys may too while their Run has not
+ended.
+"""
 
 
-def metrics_key(process: str) -> str:
-    """Key of a process's metrics snapshot."""
-    return f"tutti:metrics:{process}"
+def metrics_key(number: str) -> str:
+    """Key of an orchestrator's metrics snapshot."""
+    return f"tutti:metrics:{number}"
 
 
 def partition_of(run_id: str, num_partitions: int) -> int:

@@ -19,9 +19,9 @@ from cluster.model.view import Failure, RunEvent, RunSummary, RunView, StepView
 __all__ = [
     "EncodedSubmission",
     "decode_event",
-    "decode_run",
     "decode_header",
     "decode_record",
+    "decode_run",
     "encode_event",
     "encode_record",
     "encode_step",

@@ -36,7 +36,9 @@ Call = tuple[Script, Sequence[str], Sequence[Argument]]
 
 
 async def call(redis: Redis, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
-    """Call one script; a server that does not know it yet (restarted, failed over) is told and asked again."""
+    """Call one script; a server that does not know it yet (restarted, failed over) is told and asked
+    again.
+    """
     try:
         return await redis.evalsha(script.sha, len(keys), *keys, *arguments)
     except NoScriptError:

@@ -1,0 +1,255 @@
+"""Reads: Runs, lists, events and figures, straight from Redis, without any actor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+from redis.asyncio import Redis
+
+from cluster.engine import Run
+from cluster.errors import InvalidInput, NotFound, Unavailable
+from cluster.lifecycle.run_status import RunStatus
+from cluster.model.compiled import CompiledPlan, compile_plan
+from cluster.model.plan import Plan
+from cluster.model.view import RunEvent, RunSummary, RunView
+from cluster.store import keys
+from cluster.store.connection import redis_errors_as_ours
+from cluster.store.event_feed import EventFeed
+from cluster.store.run_codec import decode_header, decode_record, decode_run, summary_of, view_of
+
+if TYPE_CHECKING:
+    from cluster.settings import Settings
+
+__all__ = ["RunReader", "Totals"]
+
+_PRIOR_STEP_S = 1.0
+_CACHE_S = 1.0
+_SCAN_CHUNK = 200
+_MAX_SCANNED = 20_000
+
+
+class Totals(NamedTuple):
+    """All-time counts of Runs."""
+
+    submitted: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    unfinished: int
+
+
+class RunReader:
+    """The reading half of RunStore. All methods raise Unavailable when Redis is away."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self.redis = redis
+        self._settings = settings
+        self._partitions = [keys.PartitionKeys(p) for p in range(settings.num_partitions)]
+        self._feed = EventFeed(settings.redis_url, self._partitions)
+        self._durations: tuple[float, dict[str, tuple[float, float]]] = (0.0, {})
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._feed.close()
+        await self.redis.aclose()
+
+    def keys_of(self, run_id: str) -> keys.PartitionKeys:
+        """Keys of the Run's partition."""
+        return self._partitions[keys.partition_of(run_id, len(self._partitions))]
+
+    async def ping(self) -> bool:
+        """Whether Redis answers now."""
+        try:
+            with redis_errors_as_ours():
+                return bool(await asyncio.wait_for(self.redis.ping(), 2.0))
+        except (Unavailable, TimeoutError):
+            return False
+
+    async def get(self, run_id: str, tenant: str | None) -> RunView:
+        """Read a Run.
+
+        Args:
+            tenant: Whose it must be; None for any.
+
+        Raises:
+            NotFound: Unknown, expired, or another tenant's.
+        """
+        with redis_errors_as_ours():
+            fields: Any = await self.redis.hgetall(self.keys_of(run_id).run(run_id))
+        if not fields or b"header" not in fields:
+            raise NotFound(f"run {run_id} not found")
+        run = decode_run(fields)
+        if tenant is not None and run.header.tenant != tenant:
+            raise NotFound(f"run {run_id} not found")
+        return view_of(run)
+
+    async def summary(self, run_id: str, tenant: str | None) -> RunSummary:
+        """Read a Run without its Steps; raises as `get`."""
+        found = await self._summaries([run_id])
+        if found[0] is None or (tenant is not None and found[0].tenant != tenant):
+            raise NotFound(f"run {run_id} not found")
+        return found[0]
+
+    async def ended_outputs(self, run_ids: Sequence[str]) -> list[Run | NotFound | None]:
+        """For each id the Run if it has ended, NotFound if it is unknown, None while it goes on."""
+        found: list[Run | NotFound | None] = []
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            for run_id in run_ids:
+                pipe.hget(self.keys_of(run_id).run(run_id), "record")
+            records = await pipe.execute()
+        for run_id, raw in zip(run_ids, records, strict=True):
+            if raw is None:
+                found.append(NotFound(f"run {run_id} not found"))
+            elif not decode_record(raw).status.is_terminal:
+                found.append(None)
+            else:
+                with redis_errors_as_ours():
+                    fields: Any = await self.redis.hgetall(self.keys_of(run_id).run(run_id))
+                found.append(decode_run(fields) if fields else NotFound(f"run {run_id} not found"))
+        return found
+
+    async def _summaries(self, run_ids: Sequence[str]) -> list[RunSummary | None]:
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            for run_id in run_ids:
+                pipe.hmget(self.keys_of(run_id).run(run_id), ["header", "record"])
+            rows = await pipe.execute()
+        return [
+            None
+            if header is None or record is None
+            else summary_of(decode_header(header), decode_record(record))
+            for header, record in rows
+        ]
+
+    async def list_runs(
+        self,
+        tenant: str,
+        *,
+        statuses: Sequence[RunStatus] = (),
+        dialect: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[RunSummary], str | None]:
+        """List a tenant's Runs, newest first.
+
+        Args:
+            limit: 1 to 1,000.
+            cursor: What the last page gave, or None.
+
+        Returns:
+            The page and the cursor of the next, None at the end.
+
+        Raises:
+            InvalidInput: The cursor is not one of ours.
+        """
+        before = _parse_cursor(cursor)
+        page: list[RunSummary] = []
+        scanned = 0
+        while scanned < _MAX_SCANNED:
+            ids = await self._ids_before(tenant, before)
+            if not ids:
+                return page, None
+            for (run_id, created_at), found in zip(
+                ids, await self._summaries([i for i, _ in ids]), strict=True
+            ):
+                scanned += 1
+                before = (created_at, run_id)
+                if found is None or (statuses and found.status not in statuses):
+                    continue
+                if dialect is not None and found.dialect != dialect:
+                    continue
+                page.append(found)
+                if len(page) == limit:
+                    return page, f"{created_at!r}:{run_id}"
+        return page, f"{before[0]!r}:{before[1]}"
+
+    async def _ids_before(self, tenant: str, before: tuple[float, str]) -> list[tuple[str, float]]:
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            for partition in self._partitions:
+                pipe.zrevrangebyscore(
+                    partition.index(tenant), before[0], "-inf", start=0, num=_SCAN_CHUNK, withscores=True
+                )
+            rows = [(run_id.decode(), score) for part in await pipe.execute() for run_id, score in part]
+        rows.sort(key=lambda row: (row[1], row[0]), reverse=True)
+        return [row for row in rows if (row[1], row[0]) < before][:_SCAN_CHUNK]
+
+    async def follow(self, run_id: str, tenant: str | None, after_seq: int = 0) -> AsyncIterator[RunEvent]:
+        """Yield the Run's events after `after_seq`: the past, then the present; ends after the terminal one.
+
+        Raises:
+            NotFound: Unknown, expired, or another tenant's.
+        """
+        await self.summary(run_id, tenant)
+        async for event in self._feed.follow(self.redis, self.keys_of(run_id), run_id, after_seq):
+            yield event
+
+    # -- figures
+
+    async def totals(self) -> Totals:
+        """Count all Runs ever, and those that have not ended."""
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            for partition in self._partitions:
+                pipe.hgetall(partition.totals)
+                pipe.zcard(partition.active)
+            rows = await pipe.execute()
+        sums = dict.fromkeys((b"submitted", b"succeeded", b"failed", b"cancelled"), 0)
+        for counters in rows[::2]:
+            for name in sums:
+                sums[name] += int(counters.get(name, 0))
+        return Totals(
+            sums[b"submitted"], sums[b"succeeded"], sums[b"failed"], sums[b"cancelled"], sum(rows[1::2])
+        )
+
+    async def metrics_snapshots(self) -> list[dict[str, Any]]:
+        """Read what the orchestrators told of themselves in the last seconds."""
+        with redis_errors_as_ours():
+            names = [keys.metrics_key(str(number)) for number in range(self._settings.num_orchestrators)]
+            values = await self.redis.mget(names)
+        return [orjson.loads(value) for value in values if value]
+
+    async def estimate_ms(self, plan: Plan) -> int:
+        """Estimate submit to end: the longest path of measured mean durations, with the present waits for
+        a slot.
+        """
+        now = time.monotonic()
+        if now - self._durations[0] > _CACHE_S:
+            with redis_errors_as_ours():
+                rows: Any = await self.redis.hgetall(keys.DURATIONS)
+            means = {name.decode(): tuple(float(x) for x in value.split()) for name, value in rows.items()}
+            self._durations = (now, {name: (pair[0], pair[1]) for name, pair in means.items()})
+        known = self._durations[1]
+        compiled = compile_plan(plan)
+        ends = [0.0] * len(compiled.steps)
+        for index in _topological(compiled):
+            step = compiled.steps[index]
+            mean_s, wait_s = known.get(step.step.capability, (_PRIOR_STEP_S, 0.0))
+            ends[index] = max((ends[need] for need in step.needs), default=0.0) + mean_s + wait_s
+        return max(round(max(ends) * 1000), 1)
+
+
+def _topological(compiled: CompiledPlan) -> list[int]:
+    remaining = [len(step.needs) for step in compiled.steps]
+    order = list(compiled.roots)
+    for index in order:
+        for dependent in compiled.steps[index].dependents:
+            remaining[dependent] -= 1
+            if not remaining[dependent]:
+                order.append(dependent)
+    return order
+
+
+def _parse_cursor(cursor: str | None) -> tuple[float, str]:
+    if cursor is None:
+        return (float("inf"), "")
+    created_at, _, run_id = cursor.partition(":")
+    try:
+        return (float(created_at), run_id)
+    except ValueError:
+        raise InvalidInput("cursor: not one this list gave out", field="cursor") from None
