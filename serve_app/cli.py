@@ -22,7 +22,7 @@ from cluster.settings import Settings, describe_settings
 from serve_app.api_client import ApiClient, read_task_input
 from serve_app.cli_output import print_json, show_run, show_runs, show_settings, watch_run
 
-__all__ = ["app", "main"]
+__all__ = ["app", "cancel", "demo", "get", "list_runs", "main", "settings", "submit", "up", "watch"]
 
 app = typer.Typer(
     name="tutti",
