@@ -1,4 +1,4 @@
-"""`__all__` says what a module gives to others: every public function and class, nothing that is not there."""
+"""`__all__` says what a module gives to others: every public function and class, nothing that is missing."""
 
 from __future__ import annotations
 
