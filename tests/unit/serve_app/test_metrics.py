@@ -1,4 +1,4 @@
-from cluster.store.run_store import Totals
+from cluster.store.run_reader import Totals
 from serve_app.metrics import render_metrics
 
 
