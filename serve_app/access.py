@@ -23,6 +23,7 @@ from serve_app.rate_limit import RateLimiter
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from cluster.settings import Settings
@@ -158,15 +159,16 @@ class Door:
     """The ASGI application around the FastAPI one.
 
     Attributes:
-        app: The FastAPI application; Serve reads its routes.
-        routes: Its routes.
-        router: Its router.
+        app: The FastAPI application.
+        routes: Empty: Serve walks them for a label of each request, a second match that nobody reads.
+        router: Its router, which Serve asks about slashes.
     """
 
     def __init__(
         self, app: FastAPI, settings: Settings, answer: Callable[[TuttiError, str], ASGIApp]
     ) -> None:
-        self.app, self.routes, self.router = app, app.routes, app.router
+        self.app, self.router = app, app.router
+        self.routes: tuple[BaseRoute, ...] = ()
         self._inner: ASGIApp = app
         self._gate: Gate = app.state.gate
         self._max_body_bytes = settings.max_body_bytes

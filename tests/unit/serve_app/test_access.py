@@ -37,7 +37,7 @@ def _rules(route):
 
 
 def test_every_route_declares_exactly_one_rule_and_only_operations_are_public(settings):
-    routes = api_routes(build_app(RunService.connect(settings), settings).routes)
+    routes = api_routes(build_app(RunService.connect(settings), settings).app.routes)
     assert len(routes) > 10
     for route in routes:
         (rule,) = _rules(route)
