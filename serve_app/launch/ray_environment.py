@@ -1,6 +1,6 @@
 """The variables that Ray, Serve and HAProxy read when imported or started, worked out for one instance.
 
-Two services on one machine must not meet: HAProxy's files and its two side ports are the instance's own.
+Two services on one machine must not meet: HAProxy's files and all side ports are the instance's own.
 Nothing is set here; the caller exports what it gets.
 """
 
@@ -76,7 +76,7 @@ def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> di
         raise LaunchFailed(
             f"the temporary folder {folder} has a path too long for sockets; set a shorter TMPDIR"
         )
-    metrics_port, stats_port = free_ports(2)
+    metrics_port, stats_port, fallback_http_port, fallback_grpc_port = free_ports(4)
     streams = str(_STREAMS_PER_CONNECTION)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -85,6 +85,9 @@ def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> di
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        # Where HAProxy turns while no replica lives: a Python proxy, on this machine's own ports too.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http_port),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
         # Its per-request lines would be parsed in Python; the service has metrics of its own.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
