@@ -104,6 +104,8 @@ def redis_errors_as_ours() -> Iterator[None]:
     except BusyLoadingError as error:
         raise Unavailable("the store is loading its data", retry_after_s=2.0) from error
     except (RedisError, OSError) as error:
+        if "OOM command not allowed" in str(error):  # Redis 6.2 wraps what a script meets in its own words
+            raise LimitExceeded("the store is full", retry_after_s=5.0) from error
         if "MISCONF" in str(error) or "No space left" in str(error):
             raise Unavailable("the store cannot write to its disk", retry_after_s=5.0) from error
         raise Unavailable("the store cannot be reached", retry_after_s=1.0) from error

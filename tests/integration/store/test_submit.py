@@ -125,6 +125,24 @@ async def test_store_over_its_memory_limit_refuses_and_stores_nothing(
     assert _contents(client) == {}
 
 
+async def test_server_over_maxmemory_refuses_and_stores_nothing(
+    store: RunStore, client: sync_redis.Redis
+) -> None:
+    await store.ping()
+    client.config_set("maxmemory", "1mb")
+    client.config_set("maxmemory-policy", "noeviction")
+    try:
+        with pytest.raises(LimitExceeded):
+            for number in range(2000):
+                await store.submit(submission(f"r-{number}", inputs={"fill": "x" * 20_000}))
+        stored = int(client.hget("tutti:{0}:totals", "submitted") or 0) + int(
+            client.hget("tutti:{1}:totals", "submitted") or 0
+        )
+        assert len(client.keys("tutti:*:run:*")) == len(client.keys("tutti:*:events:*")) == stored
+    finally:
+        client.config_set("maxmemory", "0")
+
+
 async def test_run_of_another_tenant_is_unknown(store: RunStore) -> None:
     await store.submit(submission("r-1", tenant="t-1"))
     for read in (store.get, store.summary):
