@@ -169,15 +169,33 @@ class RunReader:
         return page, f"{before[0]!r}:{before[1]}"
 
     async def _ids_before(self, tenant: str, before: tuple[float, str]) -> list[tuple[str, float]]:
-        with redis_errors_as_ours():
-            pipe = self.redis.pipeline(transaction=False)
-            for partition in self._partitions:
-                pipe.zrevrangebyscore(
-                    partition.index(tenant), before[0], "-inf", start=0, num=_SCAN_CHUNK, withscores=True
-                )
-            rows = [(run_id.decode(), score) for part in await pipe.execute() for run_id, score in part]
-        rows.sort(key=lambda row: (row[1], row[0]), reverse=True)
-        return [row for row in rows if (row[1], row[0]) < before][:_SCAN_CHUNK]
+        """Merge what the partitions list next, newest first; empty at the end.
+
+        A partition may list many Runs of one instant that were seen already: it is asked on until it shows an
+        unseen one. What lies below the last row of a partition that has more is left for the next call.
+        """
+        rows: list[tuple[float, str]] = []
+        horizon = (float("-inf"), "")
+        start_by_partition = dict.fromkeys(self._partitions, 0)
+        while start_by_partition:
+            asked = list(start_by_partition.items())
+            start_by_partition = {}
+            with redis_errors_as_ours():
+                pipe = self.redis.pipeline(transaction=False)
+                for partition, start in asked:
+                    name = partition.index(tenant)
+                    pipe.zrevrangebyscore(name, before[0], "-inf", start, _SCAN_CHUNK, withscores=True)
+                parts: list[Any] = await pipe.execute()
+            for (partition, start), part in zip(asked, parts, strict=True):
+                listed = [(float(score), run_id.decode()) for run_id, score in part]
+                unseen = [row for row in listed if row < before]
+                rows += unseen
+                if len(listed) == _SCAN_CHUNK and unseen:
+                    horizon = max(horizon, listed[-1])
+                elif len(listed) == _SCAN_CHUNK:
+                    start_by_partition[partition] = start + _SCAN_CHUNK
+        rows = sorted((row for row in rows if row >= horizon), reverse=True)[:_SCAN_CHUNK]
+        return [(run_id, score) for score, run_id in rows]
 
     async def follow(self, run_id: str, tenant: str | None, after_seq: int = 0) -> AsyncIterator[RunEvent]:
         """Yield the Run's events after `after_seq`: the past, then the present; ends after the terminal one.

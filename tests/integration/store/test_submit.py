@@ -181,6 +181,19 @@ async def test_list_is_newest_first_and_pages_by_cursor(store: RunStore) -> None
     assert seen == [f"r-{number}" for number in reversed(range(7))]
 
 
+async def test_list_pages_completely_through_runs_submitted_at_one_instant(store: RunStore) -> None:
+    """One call of submit_many gives all its Runs one instant; more than a chunk of them cut the list off."""
+    await store.submit_many([submission(f"r-{number}") for number in range(900)])
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page, cursor = await store.list_runs("default", limit=100, cursor=cursor)
+        seen += [each.run_id for each in page]
+        if cursor is None:
+            break
+    assert len(seen) == len(set(seen)) == 900
+
+
 async def test_run_submitted_while_paging_neither_doubles_nor_hides_another(store: RunStore) -> None:
     for number in range(4):
         await store.submit(submission(f"r-{number}"))
