@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -266,8 +267,11 @@ def _topological(compiled: CompiledPlan) -> list[int]:
 def _parse_cursor(cursor: str | None) -> tuple[float, str]:
     if cursor is None:
         return (float("inf"), "")
-    created_at, _, run_id = cursor.partition(":")
+    text, _, run_id = cursor.partition(":")
     try:
-        return (float(created_at), run_id)
+        created_at = float(text)
     except ValueError:
-        raise InvalidInput("cursor: not one this list gave out", field="cursor") from None
+        created_at = nan
+    if not isfinite(created_at):
+        raise InvalidInput("cursor: not one this list gave out", field="cursor")
+    return (created_at, run_id)

@@ -222,6 +222,12 @@ async def test_list_filters_by_status_dialect_and_tenant(store: RunStore, open_o
     assert await ids(dialect="tasks") == [queued]
 
 
+@pytest.mark.parametrize("cursor", ["", "x", "x:r-1", "nan:r-1", "(1:r"])
+async def test_cursor_of_somebody_else_is_invalid_input(store: RunStore, cursor: str) -> None:
+    with pytest.raises(InvalidInput):
+        await store.list_runs("default", cursor=cursor)
+
+
 # -- lifetimes
 
 
