@@ -298,13 +298,18 @@ class Journal:
                     await self._age_out(index, self.partitions[partition], before)
 
     async def _age_out(self, index: bytes, names: keys.PartitionKeys, before: float) -> None:
-        old: Any = await self.redis.zrangebyscore(index, "-inf", before, start=0, num=_INBOX_COUNT)
-        pipe = self.redis.pipeline(transaction=False)
-        for run_id in old:
-            pipe.exists(names.run(run_id.decode()))
-        gone = [run_id for run_id, found in zip(old, await pipe.execute(), strict=True) if not found]
-        if gone:
-            await self.redis.zrem(index, *gone)
+        start = 0
+        while True:
+            old: Any = await self.redis.zrangebyscore(index, "-inf", before, start=start, num=_INBOX_COUNT)
+            if not old:
+                return
+            pipe = self.redis.pipeline(transaction=False)
+            for run_id in old:
+                pipe.exists(names.run(run_id.decode()))
+            gone = [run_id for run_id, found in zip(old, await pipe.execute(), strict=True) if not found]
+            if gone:
+                await self.redis.zrem(index, *gone)
+            start += len(old) - len(gone)
 
 
 def _flat(entries: Any) -> Any:

@@ -266,6 +266,20 @@ async def test_index_forgets_runs_whose_record_has_expired(
     assert [each.run_id for each in (await store.list_runs("default"))[0]] == [kept]
 
 
+async def test_index_forgets_all_expired_runs_behind_many_that_are_still_open(
+    store: RunStore, client: sync_redis.Redis, open_owner: OpenOwner
+) -> None:
+    """A thousand old Runs that go on must not keep the expired ones behind them listed for ever."""
+    ids = ids_in(0, 2300)
+    await store.submit_many([submission(each) for each in ids])
+    in_order = [each.decode() for each in client.zrange("tutti:{0}:index:default", 0, -1)]
+    for run_id in in_order[1000:]:
+        client.delete(f"tutti:{{0}}:run:{run_id}", f"tutti:{{0}}:events:{run_id}")
+    owner = await open_owner(claims=False)
+    await owner.journal.age_out_indexes([0], before=float("inf"))
+    assert client.zcard("tutti:{0}:index:default") == 1000
+
+
 def _contents(client: sync_redis.Redis) -> dict[bytes, object]:
     read: dict[bytes, Callable[[bytes], object]] = {
         b"hash": client.hgetall,
