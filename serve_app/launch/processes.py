@@ -5,7 +5,10 @@ A mark is a pid with its start time. This module ends processes by mark only, ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import signal
+import time
+from collections.abc import Iterable
 
 import msgspec
 import psutil
@@ -15,6 +18,7 @@ __all__ = ["ProcessMark", "descendants_of", "end_processes", "find_process", "ma
 _SAME_START_S = 1.0
 """Start times are derived from the boot time, which moves a little when the clock is set."""
 _KILL_WAIT_S = 5.0
+_POLL_S = 0.02
 
 
 class ProcessMark(msgspec.Struct, frozen=True):
@@ -71,19 +75,26 @@ def end_processes(marks: Iterable[ProcessMark], grace_s: float) -> tuple[Process
     Returns:
         Those that even SIGKILL did not end (in uninterruptible sleep, or another user's).
     """
-    found = {process.pid: (mark, process) for mark in marks if (process := find_process(mark)) is not None}
-    living = [process for _, process in found.values()]
-    for process in living:
-        _signal(process.terminate)
-    _, living = psutil.wait_procs(living, timeout=grace_s)
-    for process in living:
-        _signal(process.kill)
-    _, living = psutil.wait_procs(living, timeout=_KILL_WAIT_S)
-    return tuple(mark for process in living if find_process(mark := found[process.pid][0]) is not None)
+    living = [mark for mark in marks if find_process(mark) is not None]
+    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_WAIT_S)):
+        for mark in living:
+            _send(mark, number)
+        living = _wait(living, wait_s)
+    return tuple(living)
 
 
-def _signal(send: Callable[[], None]) -> None:
-    try:
-        send()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return
+def _send(mark: ProcessMark, number: signal.Signals) -> None:
+    process = find_process(mark)
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            process.send_signal(number)
+
+
+def _wait(marks: list[ProcessMark], limit_s: float) -> list[ProcessMark]:
+    """Wait until all have ended; psutil's own waiting counts zombies in, which an init may never reap."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        marks = [mark for mark in marks if find_process(mark) is not None]
+        if not marks or time.monotonic() >= deadline:
+            return marks
+        time.sleep(_POLL_S)

@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from cluster.errors import LaunchFailed
+from serve_app.launch.processes import find_process, mark_of
 from serve_app.launch.redis_check import check_redis
 from serve_app.launch.redis_server import EmbeddedRedis, binary_version, wheel_binary
 
@@ -168,11 +169,13 @@ def test_orphan_that_hangs_is_replaced_so_that_one_server_writes_the_file(
             client.set("kept", "yes")
         owner.kill()
         owner.wait()
+        orphan = mark_of(pid)
+        assert orphan is not None
         os.kill(pid, signal.SIGSTOP)
     with running(tmp_path, any_binary) as server, client_of(server.url) as client:
         assert server.adopted is False
         assert client.get("kept") == "yes"
-        assert not psutil.pid_exists(pid)
+        assert find_process(orphan) is None
 
 
 def test_directory_of_a_living_owner_is_refused_with_its_pid(tmp_path: Path, any_binary: str) -> None:
