@@ -6,14 +6,15 @@
 --         run_id, number of hash fields, field, value, …, number of events, seq, event, …,
 --         status if it ended now or '', and if it ended: tenant, retention ms, ended_at, webhook (JSON) or ''
 --       then for each verdict: command_id, text, TTL ms
--- reply -1 stale epoch, nothing written | number of messages put into the outbox
+-- reply -1 stale epoch, nothing written | number of messages put into the outbox; for a repeated batch, whose first
+--       reply may be lost, the number of all that wait there
 -- Events of a Run may pass no number of arguments that unpack cannot hold, so long lists go in slices.
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'commit', 'owner')
 if held[1] ~= ARGV[1] then
   return -1
 end
 if tonumber(held[2] or '0') >= tonumber(ARGV[2]) then
-  return 0
+  return redis.call('XLEN', KEYS[6])
 end
 redis.call('HSET', KEYS[1], 'commit', ARGV[2])
 local a, messages, woken = 8, 0, {}

@@ -166,6 +166,11 @@ class TestOwner:
                 self.watches += [(other, run.run_id) for other in command.run_ids]
         return reply
 
+    async def watch_all(self) -> list[str]:
+        """Send the watches that commits asked for; gives what each was answered."""
+        watches, self.watches = self.watches, []
+        return [await self.journal.watch(other, run_id) for other, run_id in watches]
+
     async def cancel_run(self, run_id: str) -> None:
         """Cancel a Run and commit it."""
         assert self.partition is not None

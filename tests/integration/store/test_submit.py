@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 import redis as sync_redis
@@ -14,6 +13,7 @@ from cluster.model.plan import Plan, Step
 from cluster.store.run_reader import Totals
 from cluster.store.run_store import RunStore, SubmitOutcome
 from tests.integration.store.conftest import OpenOwner, OpenStore
+from tests.integration.store.contents import contents_of
 from tests.integration.store.owner import ids_in, submission
 from tests.key_leaks import leaked_keys
 
@@ -39,19 +39,19 @@ async def test_same_request_again_is_the_same_run_and_changes_nothing(
     store: RunStore, client: sync_redis.Redis
 ) -> None:
     await store.submit(submission("r-1"))
-    before = _contents(client)
+    before = contents_of(client)
     assert await store.submit(submission("r-1", inputs={"other": 1})) == SubmitOutcome("r-1", created=False)
-    assert _contents(client) == before
+    assert contents_of(client) == before
 
 
 async def test_same_id_with_another_digest_is_refused_and_changes_nothing(
     store: RunStore, client: sync_redis.Redis
 ) -> None:
     await store.submit(submission("r-1"))
-    before = _contents(client)
+    before = contents_of(client)
     with pytest.raises(AlreadyExists):
         await store.submit(submission("r-1", digest="digest-2"))
-    assert _contents(client) == before
+    assert contents_of(client) == before
 
 
 async def test_one_id_submitted_by_many_at_once_is_created_once(
@@ -79,7 +79,7 @@ async def test_invalid_plan_among_many_stores_none(store: RunStore, client: sync
     bad = Plan(name="p", steps=(Step(name="a", capability="c", needs=("nobody",)),))
     with pytest.raises(InvalidPlan):
         await store.submit_many([submission("r-1"), submission("r-2", plan=bad)])
-    assert _contents(client) == {}
+    assert contents_of(client) == {}
 
 
 async def test_tenant_at_its_limit_is_refused_and_nothing_is_stored(
@@ -87,12 +87,12 @@ async def test_tenant_at_its_limit_is_refused_and_nothing_is_stored(
 ) -> None:
     store = open_store(max_unfinished_runs=3)
     await store.submit_many([submission(f"r-{n}") for n in range(3)])
-    before = _contents(client)
+    before = contents_of(client)
     with pytest.raises(LimitExceeded):
         await store.submit(submission("r-3"))
     with pytest.raises(LimitExceeded):
         await store.submit_many([submission("r-4"), submission("r-5")])
-    assert _contents(client) == before
+    assert contents_of(client) == before
     await store.submit(submission("r-6", tenant="another"))
 
 
@@ -102,7 +102,7 @@ async def test_many_that_do_not_all_fit_are_all_refused(
     store = open_store(max_unfinished_runs=3)
     with pytest.raises(LimitExceeded):
         await store.submit_many([submission(f"r-{n}") for n in range(4)])
-    assert _contents(client) == {}
+    assert contents_of(client) == {}
 
 
 async def test_ended_run_makes_room_for_the_next(open_store: OpenStore, open_owner: OpenOwner) -> None:
@@ -122,7 +122,7 @@ async def test_store_over_its_memory_limit_refuses_and_stores_nothing(
     store = open_store(max_redis_bytes=1024)
     with pytest.raises(LimitExceeded):
         await store.submit(submission("r-1"))
-    assert _contents(client) == {}
+    assert contents_of(client) == {}
 
 
 async def test_server_over_maxmemory_refuses_and_stores_nothing(
@@ -278,14 +278,3 @@ async def test_index_forgets_all_expired_runs_behind_many_that_are_still_open(
     owner = await open_owner(claims=False)
     await owner.journal.age_out_indexes([0], before=float("inf"))
     assert client.zcard("tutti:{0}:index:default") == 1000
-
-
-def _contents(client: sync_redis.Redis) -> dict[bytes, object]:
-    read: dict[bytes, Callable[[bytes], object]] = {
-        b"hash": client.hgetall,
-        b"stream": client.xrange,
-        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
-        b"set": client.smembers,
-        b"string": client.get,
-    }
-    return {key: read[client.type(key)](key) for key in client.scan_iter(count=1000)}  # type: ignore[index]
