@@ -69,6 +69,7 @@ class Dispatcher:
         self._pool_by_capability: dict[str, PoolEntry] = {}
         self._links_by_pool: dict[str, list[ReplicaLink]] = {}
         self._pools: dict[str, PoolEntry] = {}
+        self._dead: set[str] = set()
         self._numbers = itertools.count()
 
     # -- what waits
@@ -140,10 +141,15 @@ class Dispatcher:
 
     def update(self, table: PoolTable) -> None:
         """Take the scheduler's table over."""
+        if table.version < self.version:
+            self._dead.clear()  # another scheduler: it has looked at every replica, and may use a name again
         self.version = table.version
         self._pools = {pool.name: pool for pool in table.pools}
         self._pool_by_capability = {name: pool for pool in table.pools for name in pool.capabilities}
         listed = {entry.replica_id: entry for entry in table.replicas}
+        self._dead &= listed.keys()
+        for replica_id in self._dead:
+            del listed[replica_id]
         for replica_id, entry in listed.items():
             link = self.links.get(replica_id)
             if link is None:
@@ -161,8 +167,9 @@ class Dispatcher:
             self.serve(capability)
 
     def drop(self, link: ReplicaLink) -> None:
-        """Forget a replica that is gone."""
+        """Forget a replica that is gone, also while the scheduler has not noticed yet and still lists it."""
         self.links.pop(link.replica_id, None)
+        self._dead.add(link.replica_id)
         self._regroup()
 
     def _regroup(self) -> None:

@@ -187,6 +187,7 @@ class Driver:
     def on_replica_lost(self, link: ReplicaLink, reason: str) -> None:
         """Take back what a dead replica held."""
         self.dispatcher.drop(link)
+        self._replace_replica(link.replica_id, reason)
         most = self.dispatcher.max_crashes(link)
         for run_id, step, item, attempt in list(link.held):
             found = self.find(run_id)
@@ -197,11 +198,10 @@ class Driver:
 
     def on_replica_stuck(self, link: ReplicaLink, reason: str) -> None:
         """Have a replica killed that does not obey."""
-        if link.was_replaced:
-            return
-        _log.warning("replica is stuck", replica=link.replica_id, reason=reason)
-        link.was_replaced = True
-        self._replace_replica(link.replica_id, reason)
+        if not link.was_replaced:
+            _log.warning("replica is stuck", replica=link.replica_id, reason=reason)
+            link.was_replaced = True
+        self._replace_replica(link.replica_id, reason)  # again and again: the scheduler may be away
 
     # -- from the inbox
 

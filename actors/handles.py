@@ -41,7 +41,15 @@ def orchestrator_name(number: int) -> str:
 
 
 class ReplicaGone(Exception):
-    """The replica's process is dead; all it held is lost."""
+    """The replica's process is dead; all it held is lost.
+
+    Attributes:
+        on_purpose: It was ended by us, through Ray; what it held is not to blame.
+    """
+
+    def __init__(self, reason: str, on_purpose: bool = False) -> None:
+        super().__init__(reason)
+        self.on_purpose = on_purpose
 
 
 class ReplicaUnreachable(Exception):
@@ -71,7 +79,7 @@ async def exchange_with(handle: Any, message: bytes) -> bytes:
     except ActorUnavailableError as error:
         raise ReplicaUnreachable(str(error)) from error
     except ActorDiedError as error:
-        raise ReplicaGone(_first_line(error)) from error
+        raise _gone(error) from error
     except (RayError, TaskCancelledError) as error:
         raise ReplicaUnreachable(str(error)) from error
     return answer
@@ -84,7 +92,7 @@ async def check_alive(handle: Any) -> None:
     except ActorUnavailableError as error:
         raise ReplicaUnreachable(str(error)) from error
     except ActorDiedError as error:
-        raise ReplicaGone(_first_line(error)) from error
+        raise _gone(error) from error
     except RayError as error:
         raise ReplicaUnreachable(str(error)) from error
 
@@ -99,7 +107,7 @@ async def adopt_from(handle: Any, caller: str, seen: int, keys: list[AttemptKey]
     try:
         held: list[AttemptKey] = await handle.adopt.remote(caller, seen, keys)
     except ActorDiedError as error:
-        raise ReplicaGone(_first_line(error)) from error
+        raise _gone(error) from error
     except RayError as error:
         raise ReplicaUnreachable(str(error)) from error
     return held
@@ -114,7 +122,7 @@ async def start_replica_check(handle: Any) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = await handle.ready.remote()
     except RayError as error:
-        raise ReplicaGone(_first_line(error)) from error
+        raise _gone(error) from error
     return answer
 
 
@@ -141,6 +149,12 @@ def report_demand(handle: Any, orchestrator_id: str, demand: dict[str, int], in_
 def replace_replica(handle: Any, replica_id: str, reason: str) -> None:
     """Ask the scheduler to kill a replica, without waiting for it."""
     handle.replace.remote(replica_id, reason)
+
+
+def _gone(error: RayError) -> ReplicaGone:
+    # Ray keeps the cause of an actor's death as text only.
+    text = str(error)
+    return ReplicaGone(_first_line(error), on_purpose="ray.kill" in text or "placement group" in text)
 
 
 def _first_line(error: BaseException) -> str:

@@ -165,6 +165,7 @@ class ReplicaLink:
         try:
             answer = await self._carry(encode(message))
         except ReplicaGone as error:
+            self.was_replaced = self.was_replaced or error.on_purpose
             self._lose(str(error))
             return
         except ReplicaUnreachable:

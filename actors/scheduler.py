@@ -207,6 +207,7 @@ class Scheduler:
         self, orchestrator_id: str, version: int, demand: dict[str, int], in_use: dict[str, int]
     ) -> PoolTable:
         """Answer with the table as soon as it is newer than `version`, at the latest after a second."""
+        await self.start()  # a table made in the middle of the rebuilding would take replicas away
         claimant = self._note(orchestrator_id, demand, in_use)
         for replica in self._replicas.values():
             if version >= replica.offered_at:
@@ -406,12 +407,12 @@ class Scheduler:
             await asyncio.sleep(1.0)
             try:
                 async with asyncio.timeout(60):
-                    await handles.start_replica_check(handle)
+                    await handles.check_alive(handle)
             except handles.ReplicaGone:
                 replica = self._replicas.get(replica_id)
                 if replica is not None:
                     self._remove(replica, "its process died")
-            except TimeoutError:
+            except (handles.ReplicaUnreachable, TimeoutError):
                 continue
 
     async def replace(self, replica_id: str, reason: str) -> None:
