@@ -211,6 +211,10 @@ class Service:
                 )
         except (ConnectionError, OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise LaunchFailed(f"Ray cannot be started: {_first_line(error)}") from error
+        except SystemExit:
+            # While Ray starts, SIGTERM is answered by a handler of Ray's.
+            self.stop_requested.set()
+            raise _Interrupted("interrupted while starting") from None
         self._ray_started = True
         _restore_handlers(handlers)
         self._claim.note_children(self._kept())

@@ -1,0 +1,137 @@
+"""`tutti up` as a process of its own: ready, refusing, killed, found again, ended without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from serve_app.api_client import ApiClient
+from serve_app.launch.processes import ProcessMark, descendants_of, find_process
+from serve_app.launch.ray_environment import free_ports
+from serve_app.launch.redis_server import EmbeddedRedis
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+READY_S = 120.0
+PLAN = {"name": "one", "steps": [{"name": "only", "capability": "echo", "inputs": {"say": "hello"}}]}
+
+
+class Up:
+    """One `tutti up` process."""
+
+    def __init__(self, data_dir: Path, http_port: int, grpc_port: int) -> None:
+        self.url = f"http://127.0.0.1:{http_port}"
+        self.ready_line = f"ready: {self.url}  grpc://127.0.0.1:{grpc_port}\n"
+        self.out, self.err = data_dir / "up.out", data_dir / "up.err"
+        data_dir.mkdir(parents=True, exist_ok=True)
+        ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+        command = [sys.executable, "-m", "serve_app.cli", "up", "--data-dir", str(data_dir), *ports]
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=err, start_new_session=True, cwd=Path.cwd()
+            )
+
+    def await_ready(self) -> None:
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.err.read_text()
+            return self.out.read_text().startswith("ready:")
+
+        wait_until(is_ready, READY_S)
+
+    def everything(self) -> list[ProcessMark]:
+        return list(descendants_of(self.process.pid))
+
+
+def wait_until(holds: Callable[[], bool], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, "the condition never came"
+        time.sleep(0.05)
+
+
+@contextmanager
+def up(data_dir: Path, ports: list[int]) -> Iterator[Up]:
+    service = Up(data_dir, *ports)
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.process.terminate()
+            try:
+                service.process.wait(60)
+            except subprocess.TimeoutExpired:
+                service.process.kill()
+                service.process.wait()
+        # Whatever a failing test left: its own Redis, which survives by design.
+        living = EmbeddedRedis.living_server(data_dir)
+        if living is not None:
+            os.kill(living.pid, signal.SIGKILL)
+
+
+def test_killed_service_finds_its_runs_again_and_ends_without_a_trace(tmp_path: Path) -> None:
+    ports = free_ports(2)
+    with up(tmp_path, ports) as first:
+        first.await_ready()
+        with ApiClient(first.url) as client:
+            run_id = client.submit_run({"plan": PLAN})
+            assert [event["type"] for event in client.follow(run_id)][-1] == "run.succeeded"
+
+        refused = subprocess.run(
+            [sys.executable, "-m", "serve_app.cli", "up", "--data-dir", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path.cwd(),
+        )
+        assert refused.returncode == 1
+        assert refused.stderr == (
+            f"error: the data directory {tmp_path} is served by process {first.process.pid} already\n"
+        )
+
+        left = first.everything()
+        assert {"raylet", "gcs_server", "haproxy", "redis-server"} <= {mark.name for mark in left}
+        first.process.kill()
+        first.process.wait()
+
+        with up(tmp_path, ports) as second:
+            second.await_ready()
+            redis = EmbeddedRedis.living_server(tmp_path)
+            assert redis is not None
+            still_there = {mark.name for mark in left if find_process(mark) is not None}
+            assert still_there <= {"redis-server"}
+            with ApiClient(second.url) as client:
+                run = client.get_run(run_id)
+                assert (run["status"], run["output"]) == ("succeeded", {"say": "hello"})
+                again = client.submit_run({"plan": PLAN})
+                assert [event["type"] for event in client.follow(again)][-1] == "run.succeeded"
+            processes = second.everything()
+            second.process.send_signal(signal.SIGINT)
+            assert second.process.wait(60) == 0
+            assert second.out.read_text() == second.ready_line
+            wait_until(lambda: not any(find_process(mark) for mark in processes), 5.0)
+            assert not (tmp_path / "runtime.json").exists()
+            assert EmbeddedRedis.living_server(tmp_path) is None
+
+
+def test_signal_while_starting_ends_in_order(tmp_path: Path) -> None:
+    with up(tmp_path, free_ports(2)) as service:
+        wait_until(lambda: "raylet" in {mark.name for mark in service.everything()}, READY_S)
+        processes = service.everything()
+        record = msgspec.json.decode((tmp_path / "runtime.json").read_bytes())
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(90) == 0, service.err.read_text()
+        assert service.out.read_text() == ""
+        assert "interrupted while starting" in service.err.read_text()
+        assert not any(find_process(mark) for mark in processes)
+        assert not any(Path(folder).exists() for folder in record["folders"])
+        assert not psutil.pid_exists(service.process.pid)
