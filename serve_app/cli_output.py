@@ -37,10 +37,10 @@ def print_json(value: Any) -> None:
 def show_runs(console: Console, runs: Sequence[dict[str, Any]]) -> None:
     """Show Runs as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("RUN", "PLAN", "STATUS", "DONE", "PRIORITY", "CREATED", "ERROR"):
-        table.add_column(
-            heading, overflow="fold" if heading == "RUN" else "ellipsis", no_wrap=heading != "RUN"
-        )
+    # An id that is cut or folded cannot be copied.
+    table.add_column("RUN", no_wrap=True, min_width=max((len(run["run_id"]) for run in runs), default=3))
+    for heading in ("PLAN", "STATUS", "DONE", "PRIORITY", "CREATED", "ERROR"):
+        table.add_column(heading, no_wrap=True)
     for run in runs:
         table.add_row(
             escape(run["run_id"]),

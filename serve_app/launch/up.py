@@ -37,6 +37,7 @@ _NOTE_INTERVAL_S = 5.0
 _CORE_PROCESSES = ("gcs_server", "raylet")
 _NAMESPACE = "tutti"
 _MIN_LOCAL_CPUS = 4
+_FORCED_STATUS = 130
 _SAME_SIGNAL_S = 0.5
 """Terminals and supervisors signal the group as well as the process: what comes this close is one wish."""
 
@@ -126,11 +127,15 @@ class Service:
             _in_time(_stop_ray, max(deadline - time.monotonic(), 3.0))
         self.end_now()
 
-    def end_now(self) -> None:
-        """End what is left by force; Redis still ends in order, since that is quick and it has the data."""
+    def end_now(self, grace_s: float = 3.0) -> None:
+        """End what is left by force; Redis still ends in order, since that is quick and it has the data.
+
+        Args:
+            grace_s: Seconds between SIGTERM and SIGKILL.
+        """
         if not self._claimed:
             return
-        left = self._claim.end_children(self._kept())
+        left = self._claim.end_children(self._kept(), grace_s)
         if self._redis is not None:
             self._redis.stop()
         for mark in left:
@@ -334,7 +339,9 @@ def ending_in_order(service: Service, grace_s: float, on_first_signal: Callable[
         finally:
             service.stop(grace_s)
     except _Forced:
-        service.end_now()
+        service.end_now(grace_s=0.0)
+        # Ray's own farewell at the interpreter's end would wait for processes that are gone.
+        os._exit(_FORCED_STATUS)
     finally:
         _restore_handlers(before)
 
