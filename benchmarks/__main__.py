@@ -10,7 +10,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from benchmarks import engine
+from benchmarks import engine, footprint, http, recovery
 from benchmarks.conditions import conditions, loadavg
 from benchmarks.report import Figure, as_json, print_report
 from benchmarks.work import Effort
@@ -20,8 +20,14 @@ __all__ = ["main"]
 _FULL = Effort(rounds=5, scale=1.0)
 _QUICK = Effort(rounds=2, scale=0.2)
 _FILE_WIDTH = 150
+_JSON = Path("out/bench.json")
 _Group = Callable[[Effort, Callable[[str], bool]], Iterator[Figure]]
-_GROUPS: tuple[tuple[tuple[str, ...], _Group], ...] = ((engine.FIGURES, engine.measure),)
+_GROUPS: tuple[tuple[tuple[str, ...], _Group], ...] = (
+    (engine.FIGURES, engine.measure),
+    (http.FIGURES, http.measure),
+    (recovery.FIGURES, recovery.measure),
+    (footprint.FIGURES, footprint.measure),
+)
 
 
 def main(
@@ -30,7 +36,7 @@ def main(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two small rounds: to see that it works.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each figure.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write all values there.")] = None,
+    json_path: Annotated[Path, typer.Option("--json", help="Write all values there.")] = _JSON,
 ) -> None:
     """Measure on this machine; exit 0 whatever was missed."""
     effort = _QUICK if quick else _FULL
@@ -56,9 +62,8 @@ def main(
             )
     environment["loadavg_after"] = loadavg()
     print_report(figures, environment, console)
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_bytes(orjson.dumps(as_json(figures, environment), option=orjson.OPT_INDENT_2))
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_bytes(orjson.dumps(as_json(figures, environment), option=orjson.OPT_INDENT_2))
 
 
 def _covers(asked: str, name: str) -> bool:
