@@ -109,9 +109,9 @@ class _Rounds:
         )
         yield Figure(
             f"{name}_errors",
-            f"errors of these, {told}",
+            f"errors of these in all rounds, {told}",
             "",
-            tuple(float(load.num_errors) for load in loads),
+            (float(sum(load.num_errors for load in loads)),),
             Bar(Sense.AT_MOST, 0.0),
         )
         yield Figure(
@@ -188,8 +188,8 @@ def _chains(service: ServedProcess, plain: ServedProcess, effort: Effort) -> Ite
     )
     yield Figure(
         "http.chain3_errors",
-        "errors of these",
+        "errors of these in all rounds",
         "",
-        tuple(float(load.num_errors) for load in tutti),
+        (float(sum(load.num_errors for load in tutti)),),
         Bar(Sense.AT_MOST, 0.0),
     )
