@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import orjson
-
 from cluster.engine.outcome import Outcome
 from cluster.engine.state import Run, StepRun, Unit, join_outputs
 from cluster.errors import FailureCode, StepError
@@ -11,6 +9,7 @@ from cluster.lifecycle.run_status import RunEventKind, RunStatus
 from cluster.lifecycle.step_status import StepEventKind, StepStatus, next_step_status
 from cluster.model.commands import QueueStep, SetTimer, StopStep
 from cluster.model.events import AttemptLost
+from cluster.model.references import decode_value, encode_value
 from cluster.model.view import Failure, RunEvent
 from cluster.scheduling.backoff import full_jitter_delay_s
 
@@ -105,7 +104,7 @@ def unblock(run: Run, index: int, now: float, out: Outcome, settlement: Settleme
 
 
 def _items_of(raw: bytes, name: str) -> list[bytes]:
-    value = orjson.loads(raw)
+    value = decode_value(raw)
     if isinstance(value, dict) and "$blob" in value:
         raise StepError(
             f"step {name}: the list to map over is kept as a blob; map over a smaller list",
@@ -120,7 +119,7 @@ def _items_of(raw: bytes, name: str) -> list[bytes]:
             f"step {name}: {len(value)} items to map over, at most {MAX_MAP_ITEMS}",
             FailureCode.VALIDATION_ERROR,
         )
-    return [orjson.dumps(item) for item in value]
+    return [encode_value(item) for item in value]
 
 
 def _spread(run: Run, index: int, now: float, out: Outcome, settlement: Settlement) -> None:

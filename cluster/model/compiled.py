@@ -99,14 +99,15 @@ def compile_plan(plan: Plan | Json) -> CompiledPlan:
             no Step, a Step needs itself (a cycle), item is used outside a mapped Step, or there are over
             MAX_STEPS.
     """
-    if not isinstance(plan, Plan):
-        try:
-            plan = msgspec.convert(plan, Plan)
-        except msgspec.ValidationError as error:
-            raise InvalidPlan(f"plan: {error}") from error
     try:
+        if not isinstance(plan, Plan):
+            plan = msgspec.convert(plan, Plan)
         raw = encode_plan(plan)
-    except TypeError as error:
+    except msgspec.ValidationError as error:
+        raise InvalidPlan(f"plan: {error}") from error
+    except RecursionError as error:
+        raise InvalidPlan("plan: nested too deep") from error
+    except (TypeError, ValueError) as error:  # half a character of a pair is a ValueError
         raise InvalidPlan(f"plan: not JSON ({error})") from error
     return decode_plan(raw)
 

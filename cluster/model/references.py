@@ -22,14 +22,21 @@ from cluster.errors import InvalidPlan, StepError
 from cluster.model.plan import Json
 
 __all__ = [
+    "MAX_DEPTH",
     "Condition",
     "Lookup",
     "Reference",
     "Template",
     "compile_condition",
     "compile_template",
+    "decode_value",
+    "encode_value",
+    "parse_reference",
     "resolve_path",
 ]
+
+MAX_DEPTH = 100
+"""Levels that templates and conditions may be nested: far from what the interpreter's stack holds."""
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": lambda a, b: bool(a == b),
@@ -107,7 +114,7 @@ class Condition(NamedTuple):
         if self.reference is None:
             return False
         try:
-            return _OPERATORS[self.kind](orjson.loads(lookup(self.reference)), self.value)
+            return _OPERATORS[self.kind](decode_value(lookup(self.reference)), self.value)
         except TypeError:
             return False
 
@@ -155,7 +162,9 @@ def compile_template(value: Json, where: str) -> Template:
         except TypeError as error:
             raise InvalidPlan(f"{where}: not JSON ({error})", field=where) from error
 
-    def walk(node: Json) -> None:
+    def walk(node: Json, depth: int = 0) -> None:
+        if depth > MAX_DEPTH:
+            raise InvalidPlan(f"{where}: nested over {MAX_DEPTH} levels", field=where)
         if isinstance(node, dict):
             if "$ref" in node:
                 if len(node) != 1:
@@ -169,13 +178,13 @@ def compile_template(value: Json, where: str) -> Template:
                 buffer.extend(b"," if position else b"")
                 literal(str(key))
                 buffer.extend(b":")
-                walk(child)
+                walk(child, depth + 1)
             buffer.extend(b"}")
         elif isinstance(node, list | tuple):
             buffer.extend(b"[")
             for position, child in enumerate(node):
                 buffer.extend(b"," if position else b"")
-                walk(child)
+                walk(child, depth + 1)
             buffer.extend(b"]")
         else:
             literal(node)
@@ -185,21 +194,25 @@ def compile_template(value: Json, where: str) -> Template:
     return Template(tuple(s for s in segments if s != b""))
 
 
-def compile_condition(value: Json, where: str) -> Condition:
-    """Compile a condition.
+def compile_condition(value: Json, where: str, depth: int = 0) -> Condition:
+    """Compile a condition, which lies `depth` levels inside another.
 
     Raises:
         InvalidPlan: It has none of the forms that Condition lists.
     """
+    if depth > MAX_DEPTH:
+        raise InvalidPlan(f"{where}: nested over {MAX_DEPTH} levels", field=where)
     if not isinstance(value, dict):
         raise InvalidPlan(f"{where}: a condition is an object", field=where)
     for kind in ("all", "any"):
         if set(value) == {kind} and isinstance(value[kind], list):
-            return Condition(kind, None, None, tuple(compile_condition(part, where) for part in value[kind]))
+            parts = tuple(compile_condition(part, where, depth + 1) for part in value[kind])
+            return Condition(kind, None, None, parts)
     if set(value) == {"not"}:
-        return Condition("not", None, None, (compile_condition(value["not"], where),))
+        return Condition("not", None, None, (compile_condition(value["not"], where, depth + 1),))
     operator = value.get("op", "truthy")
-    if "ref" not in value or operator not in _OPERATORS or not set(value) <= {"ref", "op", "value"}:
+    is_known = isinstance(operator, str) and operator in _OPERATORS
+    if "ref" not in value or not is_known or not set(value) <= {"ref", "op", "value"}:
         raise InvalidPlan(f"{where}: a condition reads ref, op ({' '.join(_OPERATORS)}), value", field=where)
     return Condition(operator, parse_reference(value["ref"], where), value.get("value"), ())
 
@@ -213,7 +226,7 @@ def resolve_path(raw: bytes, reference: Reference) -> bytes:
     """
     if not reference.path:
         return raw
-    node = orjson.loads(raw)
+    node = decode_value(raw)
     for position, key in enumerate(reference.path):
         if node is None:
             return b"null"
@@ -224,6 +237,33 @@ def resolve_path(raw: bytes, reference: Reference) -> bytes:
         try:
             node = node[int(key)] if isinstance(node, list) else node[key]
         except (KeyError, IndexError, TypeError, ValueError):
-            name = ".".join((reference.root, *([reference.step] if reference.step else []), *reference.path))
+            root = f"steps.{reference.step}.output" if reference.root == "steps" else reference.root
+            name = ".".join((root, *reference.path))
             raise StepError(f"reference {name}: nothing at {key!r}", code="VALIDATION_ERROR") from None
-    return orjson.dumps(node)
+    return encode_value(node)
+
+
+def decode_value(raw: bytes) -> Json:
+    """Decode a value that a reference gave.
+
+    Raises:
+        StepError: It is nested deeper than the decoder goes (VALIDATION_ERROR, not retryable).
+    """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise StepError(
+            f"a value cannot be read, or is nested too deep: {error}", "VALIDATION_ERROR"
+        ) from None
+
+
+def encode_value(value: Json) -> bytes:
+    """Encode a part of a value that a reference gave.
+
+    Raises:
+        StepError: It is nested deeper than the encoder goes (VALIDATION_ERROR, not retryable).
+    """
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise StepError(f"a value is nested too deep: {error}", "VALIDATION_ERROR") from None

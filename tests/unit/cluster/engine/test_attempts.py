@@ -388,7 +388,7 @@ def test_input_that_leads_nowhere_fails_the_step_when_it_would_start() -> None:
     outcome = stage.assign(1)
     assert told(outcome) == ["step.failed b", "run.failed"]
     assert stage.run.record.error == Failure(
-        "VALIDATION_ERROR", "reference steps.a.missing: nothing at 'missing'"
+        "VALIDATION_ERROR", "reference steps.a.output.missing: nothing at 'missing'"
     )
     assert stage.run.steps[1].attempt == 0
 
