@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -39,16 +40,18 @@ def show_runs(console: Console, runs: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     # An id that is cut or folded cannot be copied.
     table.add_column("RUN", no_wrap=True, min_width=max((len(run["run_id"]) for run in runs), default=3))
-    for heading in ("PLAN", "STATUS", "DONE", "PRIORITY", "CREATED", "ERROR"):
-        table.add_column(heading, no_wrap=True)
+    for heading in ("STATUS", "DONE", "AGE"):
+        table.add_column(heading, no_wrap=True, min_width=4)
+    for heading in ("PLAN", "ERROR"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    now = datetime.now(UTC)
     for run in runs:
         table.add_row(
             escape(run["run_id"]),
-            escape(run["plan_name"]),
             _coloured(run["status"]),
             f"{round(100 * run['progress'])}%",
-            str(run["priority"]),
-            run["created_at"][:19].replace("T", " "),
+            _age((now - datetime.fromisoformat(run["created_at"])).total_seconds()),
+            escape(run["plan_name"]),
             escape(_error_text(run)),
         )
     console.print(table)
@@ -176,6 +179,13 @@ def _subject(event: dict[str, Any]) -> str:
 def _coloured(status: str) -> str:
     colour = _COLOUR_BY_STATUS.get(status)
     return f"[{colour}]{escape(status)}[/]" if colour else escape(status)
+
+
+def _age(seconds: float) -> str:
+    for unit, length_s in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length_s:
+            return f"{int(seconds // length_s)}{unit}"
+    return f"{max(int(seconds), 0)}s"
 
 
 def _error_text(entry: dict[str, Any]) -> str:

@@ -332,7 +332,9 @@ def ending_in_order(service: Service, grace_s: float, on_first_signal: Callable[
         elif time.monotonic() - first_at[0] > _SAME_SIGNAL_S:
             raise _Forced
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A closed terminal is a wish to end, unless the operator said otherwise (nohup).
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try:
         try:
             yield
