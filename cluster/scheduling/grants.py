@@ -37,12 +37,10 @@ def fair_targets(num_slots: int, wanted: Mapping[str, int], turn: Sequence[str])
                 hungry.remove(name)
             if not left:
                 break
-    position = 0
-    while left > 0 and turn:
-        share = max(left // len(turn), 1)
-        targets[turn[position % len(turn)]] += min(share, left)
-        left -= min(share, left)
-        position += 1
+    if turn:
+        share, num_odd = divmod(left, len(turn))
+        for position, name in enumerate(turn):
+            targets[name] += share + (position < num_odd)
     return targets
 
 
