@@ -22,12 +22,13 @@ $(STAMP): requirements.lock pyproject.toml .ci/setup
 	@.ci/setup
 	@touch $@
 
-check: $(STAMP) ## Format, lint, types, import contracts, generated code, file sizes, unit tests
+check: $(STAMP) ## Format, lint, types, import contracts, generated files, file sizes, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m protos.generate --check
+	PYTHONPATH=. $(BIN)/python docs/make_lifecycle.py --check
 	$(BIN)/python -m pytest tests/unit $(PYTEST_FLAGS)
 
 format: $(STAMP) ## Format the code and mend what the linter can mend
@@ -58,7 +59,7 @@ lock: $(STAMP) ## Pin the newest dependencies that pyproject.toml allows in requ
 		--no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 docs: $(STAMP) ## Write docs/lifecycle.md from the tables in the code
-	$(BIN)/python -m docs.lifecycle
+	PYTHONPATH=. $(BIN)/python docs/make_lifecycle.py
 
 clean: ## Remove caches and outputs; .venv and .tutti stay
 	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
