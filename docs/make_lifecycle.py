@@ -12,11 +12,14 @@ import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.lifecycle import run_status, step_status
 
 __all__ = ["lifecycle_page", "main"]
 
+S = TypeVar("S", bound=StrEnum)
+E = TypeVar("E", bound=StrEnum)
 _PAGE = Path(__file__).resolve().parent / "lifecycle.md"
 _INTRODUCTION = """\
 # Lifecycles
@@ -44,9 +47,7 @@ def lifecycle_page() -> str:
     )
 
 
-def _section(
-    title: str, summary: str, statuses: type[StrEnum], table: Mapping[tuple[StrEnum, StrEnum], StrEnum]
-) -> str:
+def _section(title: str, summary: str, statuses: type[S], table: Mapping[tuple[S, E], S]) -> str:
     meanings = _member_docstrings(statuses)
     lines = [f"## {title}", "", summary, "", "```mermaid", "stateDiagram-v2"]
     lines += [f"    {before} --> {after}: {event.split('.')[-1]}" for (before, event), after in table.items()]
