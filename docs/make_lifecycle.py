@@ -1,93 +1,123 @@
-"""Writes docs/lifecycle.md from the tables in `cluster/lifecycle`; with `--check` it only fails when stale.
+"""Writes docs/lifecycle.md from the lifecycle tables, so that page and code cannot tell two stories.
 
-The meaning of a status is the docstring under its member, so that the page cannot say other than the code.
+    python -m docs.make_lifecycle           writes the page
+    python -m docs.make_lifecycle --check   fails when the page is stale
+
+The sentence of a status is the docstring line below its member. The same tables give the same bytes.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from cluster.lifecycle import run_status, step_status
+from cluster.lifecycle.run_status import RUN_TRANSITIONS, RunEventKind, RunStatus
+from cluster.lifecycle.step_status import STEP_TRANSITIONS, StepEventKind, StepStatus
 
-__all__ = ["lifecycle_page", "main"]
+__all__ = ["PAGE", "main", "render_page"]
 
-S = TypeVar("S", bound=StrEnum)
-E = TypeVar("E", bound=StrEnum)
-_PAGE = Path(__file__).resolve().parent / "lifecycle.md"
+PAGE = Path(__file__).with_name("lifecycle.md")
+
 _INTRODUCTION = """\
 # Lifecycles
 
-Written by `make docs` from the tables in `cluster/lifecycle`; change those, not this page.
+Generated from the tables in `cluster/lifecycle/` by `python -m docs.make_lifecycle`: edit those, not this.
 
-Every move is a pair of a status and an event. A pair that a table does not have raises `InvalidTransition`
-and changes nothing. The event's name is also what clients see in event streams.
+Two machines describe everything that goes on: one for a **Run** (one execution of a Plan), one for a
+**StepRun** (a Step of that Plan, or one item of a mapped Step). A pair of status and event that is not drawn
+here is no move: it raises `InvalidTransition` and changes nothing. Statuses are stored by value and shown to
+clients as they are; a dialect may give them other names. The names on the arrows are those of the events in
+a Run's stream.
 """
 
 
-def lifecycle_page() -> str:
-    """Make the whole page."""
-    return "\n".join(
-        [
-            _INTRODUCTION,
-            _section("Run", "One execution of a Plan.", run_status.RunStatus, run_status.RUN_TRANSITIONS),
-            _section(
-                "StepRun",
-                "A Step inside a Run, or one item of a mapped Step.",
-                step_status.StepStatus,
-                step_status.STEP_TRANSITIONS,
-            ),
-        ]
-    )
+def render_page() -> str:
+    """Render the whole page."""
+    parts = [
+        _INTRODUCTION,
+        _render_machine("Run", RunStatus, RunEventKind, RUN_TRANSITIONS, _RUN_FIRST),
+        _render_machine("StepRun", StepStatus, StepEventKind, STEP_TRANSITIONS, _STEP_FIRST),
+    ]
+    return "\n".join(parts)
 
 
-def _section(title: str, summary: str, statuses: type[S], table: Mapping[tuple[S, E], S]) -> str:
-    meanings = _member_docstrings(statuses)
-    lines = [f"## {title}", "", summary, "", "```mermaid", "stateDiagram-v2"]
-    lines += [f"    {before} --> {after}: {event.split('.')[-1]}" for (before, event), after in table.items()]
-    ends = [status for status in statuses if not any(before == status for before, _ in table)]
-    lines += [f"    {status} --> [*]" for status in ends]
-    lines += ["```", "", "| status | meaning | moved on by |", "| --- | --- | --- |"]
+_RUN_FIRST = {
+    RunStatus.PENDING: "submitted, comes after other Runs",
+    RunStatus.QUEUED: "submitted",
+}
+_STEP_FIRST = {
+    StepStatus.BLOCKED: "its Run is accepted",
+    StepStatus.READY: "its Step is spread over a list",
+}
+
+Table = Mapping[tuple[Any, Any], Any]
+
+
+def _render_machine(
+    name: str, statuses: type[Any], events: type[StrEnum], table: Table, first: Mapping[Any, str]
+) -> str:
+    lines = [f"## {name}", "", "```mermaid", "stateDiagram-v2"]
+    lines += [f"    [*] --> {status.value}: {cause}" for status, cause in first.items()]
+    lines += [f"    {a} --> {b}: {', '.join(labels)}" for (a, b), labels in _arrows(statuses, events, table)]
+    lines += [f"    {status.value} --> [*]" for status in statuses if status.is_terminal]
+    lines += ["```", ""]
+    sentences = _sentences_of(statuses)
     for status in statuses:
-        moves = [f"`{event}` → {after}" for (before, event), after in table.items() if before == status]
-        lines.append(f"| `{status}` | {meanings[status.name]} | {', '.join(moves) or '(terminal)'} |")
+        end = " *Terminal.*" if status.is_terminal else ""
+        lines.append(f"- **{status.value}**: {sentences[status.name]}{end}")
+    still = [event.value for event in events if event not in {moved for _, moved in table}]
+    if still:
+        lines += ["", f"Told in the stream, but moving nothing: {', '.join(f'`{each}`' for each in still)}."]
     return "\n".join([*lines, ""])
 
 
-def _member_docstrings(statuses: type[StrEnum]) -> dict[str, str]:
-    """Read the text under each member; Python itself does not keep it."""
+def _arrows(
+    statuses: type[Any], events: type[StrEnum], table: Table
+) -> list[tuple[tuple[str, str], list[str]]]:
+    """One arrow for each pair of statuses, in the order of the enumerations, with all its events."""
+    labels: dict[tuple[str, str], list[str]] = {}
+    for status in statuses:
+        for event in events:
+            after = table.get((status, event))
+            if after is not None:
+                labels.setdefault((status.value, after.value), []).append(event.value.partition(".")[2])
+    return list(labels.items())
+
+
+def _sentences_of(statuses: type[Any]) -> dict[str, str]:
+    """Read the docstring line below each member; Python keeps it only in the source.
+
+    Raises:
+        TypeError: A member has none, or it is no class.
+    """
     (definition,) = ast.parse(inspect.getsource(statuses)).body
-    meanings: dict[str, str] = {}
     if not isinstance(definition, ast.ClassDef):
-        raise TypeError(f"{statuses} is no class")
-    for member, text in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(member, ast.Assign)
-            and isinstance(member.targets[0], ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        ):
-            meanings[member.targets[0].id] = " ".join(str(text.value.value).split())
-    return meanings
+        raise TypeError(f"{statuses.__name__} is not a class")
+    found: dict[str, str] = {}
+    for member, below in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(member, ast.Assign) and isinstance(member.targets[0], ast.Name):
+            if not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
+                raise TypeError(f"{statuses.__name__}.{member.targets[0].id} has no docstring line")
+            found[member.targets[0].id] = " ".join(str(below.value.value).split())
+    return found
 
 
-def main() -> None:
-    """Write the page, or compare it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail when the page is stale")
-    page = lifecycle_page()
-    if parser.parse_args().check:
-        if not _PAGE.exists() or _PAGE.read_text(encoding="utf-8") != page:
-            sys.exit("docs/lifecycle.md is stale: run `make docs`")
-        return
-    _PAGE.write_text(page, encoding="utf-8")
+def main(arguments: list[str], page: Path = PAGE) -> int:
+    """Write the page, or compare it with `--check`; gives the exit status."""
+    text = render_page()
+    if "--check" in arguments:
+        if page.exists() and page.read_text() == text:
+            return 0
+        sys.stderr.write("docs/lifecycle.md is stale: run python -m docs.make_lifecycle\n")
+        return 1
+    page.write_text(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
