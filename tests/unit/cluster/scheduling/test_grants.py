@@ -11,7 +11,7 @@ NAMES = ("a", "b", "c", "d", "e")
 slots = st.integers(0, 60)
 turns = st.lists(st.sampled_from(NAMES), unique=True)
 counts = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 40))
-quick = settings(max_examples=300, deadline=None)
+quick = settings(max_examples=100, deadline=None)
 
 
 def test_equal_wishes_get_equal_shares_and_the_odd_slot_goes_by_turn() -> None:
