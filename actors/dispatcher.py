@@ -1,8 +1,9 @@
 """From ready to running: the queues of one orchestrator and the slots it may use.
 
-Order: priority, then first come. A suspect (its replica died under it before) runs alone on a replica, so
-that only the
-guilty one is counted. Where the slots come from is the scheduler's business; this module only asks and uses.
+Order: priority, then first come. A suspect (its replicas died under it before, and once more would be once
+too often) runs alone on a replica, so that only the guilty one is counted: it waits until this orchestrator
+was given every slot of one, where no other can have an attempt then. Where the slots come from is the
+scheduler's business; this module only asks and uses.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from actors.pool_table import Needs
 from actors.replica_link import LinkOwner, ReplicaLink
 
 if TYPE_CHECKING:
     from actors.pool_table import PoolEntry, PoolTable
 
 __all__ = ["Dispatcher", "Ready"]
+
+_MAX_CRASHES = 3
 
 
 class Ready(NamedTuple):
@@ -35,16 +39,6 @@ class Ready(NamedTuple):
 Assign = Callable[[Ready, ReplicaLink], bool]
 """Gives the StepRun to the replica; False where it no longer waits."""
 Unserve = Callable[[Ready, str], None]
-
-
-class _Queue:
-    """What waits for one capability."""
-
-    __slots__ = ("heap", "suspects")
-
-    def __init__(self) -> None:
-        self.heap: list[Ready] = []
-        self.suspects: list[Ready] = []
 
 
 class Dispatcher:
@@ -65,7 +59,8 @@ class Dispatcher:
         self.version = 0
         self._caller, self._owner = caller, owner
         self._assign, self._unserve, self._ask = assign, unserve, ask
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, list[Ready]] = {}
+        self._suspects: dict[str, list[Ready]] = {}
         self._pool_by_capability: dict[str, PoolEntry] = {}
         self._links_by_pool: dict[str, list[ReplicaLink]] = {}
         self._pools: dict[str, PoolEntry] = {}
@@ -76,20 +71,19 @@ class Dispatcher:
 
     def queue(self, run_id: str, step: int, item: int, capability: str, priority: int, suspect: bool) -> None:
         """Let a ready StepRun wait, and start it at once where a slot is free."""
-        waiting = self._queues.get(capability)
+        queues = self._suspects if suspect else self._queues
+        waiting = queues.get(capability)
         if waiting is None:
-            waiting = self._queues[capability] = _Queue()
-        ready = Ready(-priority, next(self._numbers), run_id, step, item, priority)
-        heapq.heappush(waiting.suspects if suspect else waiting.heap, ready)
+            waiting = queues[capability] = []
+        heapq.heappush(waiting, Ready(-priority, next(self._numbers), run_id, step, item, priority))
         self.serve(capability)
 
     def demand(self) -> dict[str, int]:
         """Count what waits, by capability."""
-        return {
-            capability: len(waiting.heap) + len(waiting.suspects)
-            for capability, waiting in self._queues.items()
-            if waiting.heap or waiting.suspects
-        }
+        counts = {capability: len(waiting) for capability, waiting in self._queues.items() if waiting}
+        for capability, waiting in self._suspects.items():
+            counts[capability] = counts.get(capability, 0) + len(waiting)
+        return counts
 
     def in_use(self) -> dict[str, int]:
         """Count attempts, by replica."""
@@ -97,39 +91,75 @@ class Dispatcher:
             name: len(link.held) + len(link.stopping) for name, link in self.links.items() if not link.lost
         }
 
+    def needs(self) -> Needs:
+        """Say what the scheduler must know."""
+        suspects: dict[str, int] = {}
+        for capability, waiting in self._suspects.items():
+            pool = self._pool_by_capability.get(capability)
+            if pool is not None:
+                suspects[pool.name] = suspects.get(pool.name, 0) + len(waiting)
+        for link in self.links.values():
+            if link.exclusive:
+                suspects[link.entry.pool] = suspects.get(link.entry.pool, 0) + 1
+        return Needs(self.demand(), self.in_use(), suspects)
+
+    def is_suspect(self, capability: str, crashes: int) -> bool:
+        """Whether one more crash would quarantine a StepRun that has been under `crashes` of them."""
+        if not crashes:
+            return False
+        pool = self._pool_by_capability.get(capability)
+        return crashes >= (pool.max_crashes if pool else _MAX_CRASHES) - 1
+
     def serve(self, capability: str) -> None:
         """Give free slots to what waits for a capability."""
         waiting = self._queues.get(capability)
-        if waiting is None or not (waiting.heap or waiting.suspects):
+        if not waiting and capability not in self._suspects:
             return
         pool = self._pool_by_capability.get(capability)
         if pool is None:
             if self.version:
-                self._refuse(waiting, f"no pool serves the capability {capability!r}")
+                self._refuse(capability, f"no pool serves the capability {capability!r}")
             return
-        links = self._links_by_pool.get(pool.name, ())
+        links: Sequence[ReplicaLink] = self._links_by_pool.get(pool.name, ())
         if not links and pool.trouble:
-            self._refuse(waiting, f"pool {pool.name} has no healthy agent: {pool.trouble}")
+            self._refuse(capability, f"pool {pool.name} has no healthy agent: {pool.trouble}")
             return
-        self._serve_suspects(waiting, links)
-        heap = waiting.heap
-        while heap:
+        if self._suspects:
+            links = self._serve_suspects(capability, pool, links)
+        while waiting:
             link = max(links, key=_num_free, default=None)
             if link is None or link.num_free <= 0:
                 break
-            self._assign(heapq.heappop(heap), link)
-        if heap or waiting.suspects:
+            self._assign(heapq.heappop(waiting), link)
+        if waiting or capability in self._suspects:
             self._ask()
 
-    def _serve_suspects(self, waiting: _Queue, links: Iterable[ReplicaLink]) -> None:
-        for link in links:
-            while waiting.suspects and not link.held and link.num_free > 0:
-                if self._assign(heapq.heappop(waiting.suspects), link):
-                    link.exclusive = True
+    def _serve_suspects(
+        self, capability: str, pool: PoolEntry, links: Sequence[ReplicaLink]
+    ) -> Sequence[ReplicaLink]:
+        """Set one replica aside while suspects of a pool wait, and start one as soon as nobody else is there.
 
-    def _refuse(self, waiting: _Queue, reason: str) -> None:
-        while waiting.heap or waiting.suspects:
-            self._unserve(heapq.heappop(waiting.heap or waiting.suspects), reason)
+        Returns:
+            The links that are left for all others.
+        """
+        if not any(name in self._suspects for name in pool.capabilities):
+            return links
+        whole = (link for link in links if link.slots >= pool.slots_per_replica and not link.was_replaced)
+        aside = next(whole, None)
+        if aside is None:
+            return links
+        waiting = self._suspects.get(capability, [])
+        while waiting and not aside.held and not aside.stopping:
+            if self._assign(heapq.heappop(waiting), aside):
+                aside.exclusive = True
+        if not waiting:
+            self._suspects.pop(capability, None)
+        return [link for link in links if link is not aside]
+
+    def _refuse(self, capability: str, reason: str) -> None:
+        for queues in (self._queues, self._suspects):
+            for ready in sorted(queues.pop(capability, ())):
+                self._unserve(ready, reason)
 
     def serve_pool(self, pool: str) -> None:
         """Give free slots of a pool to what waits for any of its capabilities."""
@@ -163,7 +193,7 @@ class Dispatcher:
             elif replica_id not in listed:
                 link.slots = 0
         self._regroup()
-        for capability in list(self._queues):
+        for capability in self._queues.keys() | self._suspects.keys():
             self.serve(capability)
 
     def drop(self, link: ReplicaLink) -> None:
@@ -181,7 +211,7 @@ class Dispatcher:
     def max_crashes(self, link: ReplicaLink) -> int:
         """How many crashes a step may be under before it is quarantined."""
         pool = self._pools.get(link.entry.pool)
-        return pool.max_crashes if pool else 3
+        return pool.max_crashes if pool else _MAX_CRASHES
 
     def check_links(self) -> None:
         """Look for silent and stuck replicas."""

@@ -40,7 +40,6 @@ __all__ = ["Driver", "RunEnd"]
 _log = structlog.get_logger("tutti.driver")
 _RETRY_PAUSE_S = 0.2
 _TICK_S = 0.02
-_SUSPECT_CRASHES = 2
 
 
 class RunEnd:
@@ -115,12 +114,14 @@ class Driver:
         is too long.
         """
         self._is_queueing = True
-        while self._to_queue:
-            run, step, item = self._to_queue.popleft()
-            capability = run.plan.steps[step].step.capability
-            suspect = run.unit(step, item).crashes >= _SUSPECT_CRASHES
-            self.dispatcher.queue(run.run_id, step, item, capability, run.record.priority, suspect)
-        self._is_queueing = False
+        try:
+            while self._to_queue:
+                run, step, item = self._to_queue.popleft()
+                capability = run.plan.steps[step].step.capability
+                suspect = self.dispatcher.is_suspect(capability, run.unit(step, item).crashes)
+                self.dispatcher.queue(run.run_id, step, item, capability, run.record.priority, suspect)
+        finally:
+            self._is_queueing = False
 
     def find(self, run_id: str) -> tuple[Partition, Run] | None:
         """Return a Run in memory with its partition."""

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, TaskCancelledError
 
 from actors.messages import AttemptKey
-from actors.pool_table import PoolTable
+from actors.pool_table import Needs, PoolTable
 
 __all__ = [
     "NAMESPACE",
@@ -126,24 +126,22 @@ async def start_replica_check(handle: Any) -> dict[str, Any]:
     return answer
 
 
-async def attend_scheduler(
-    handle: Any, orchestrator_id: str, version: int, demand: dict[str, int], in_use: dict[str, int]
-) -> PoolTable:
+async def attend_scheduler(handle: Any, orchestrator_id: str, version: int, needs: Needs) -> PoolTable:
     """Wait for a newer table, at most a second.
 
     Raises:
         SchedulerAway: It is restarting.
     """
     try:
-        table: PoolTable = await handle.attend.remote(orchestrator_id, version, demand, in_use)
+        table: PoolTable = await handle.attend.remote(orchestrator_id, version, needs)
     except RayError as error:
         raise SchedulerAway(str(error)) from error
     return table
 
 
-def report_demand(handle: Any, orchestrator_id: str, demand: dict[str, int], in_use: dict[str, int]) -> None:
+def report_demand(handle: Any, orchestrator_id: str, needs: Needs) -> None:
     """Tell the scheduler what waits, without waiting for it."""
-    handle.note_demand.remote(orchestrator_id, demand, in_use)
+    handle.note_demand.remote(orchestrator_id, needs)
 
 
 def replace_replica(handle: Any, replica_id: str, reason: str) -> None:

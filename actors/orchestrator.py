@@ -248,7 +248,7 @@ class Orchestrator:
             try:
                 while True:
                     table = await handles.attend_scheduler(
-                        scheduler, self._id, dispatcher.version, dispatcher.demand(), dispatcher.in_use()
+                        scheduler, self._id, dispatcher.version, dispatcher.needs()
                     )
                     if table.version != dispatcher.version:
                         dispatcher.update(table)
@@ -266,8 +266,7 @@ class Orchestrator:
         self._told_at = asyncio.get_running_loop().time()
         scheduler = handles.find_actor(handles.SCHEDULER)
         if scheduler is not None:
-            dispatcher = self._driver.dispatcher
-            handles.report_demand(scheduler, self._id, dispatcher.demand(), dispatcher.in_use())
+            handles.report_demand(scheduler, self._id, self._driver.dispatcher.needs())
 
     def _replace_replica(self, replica_id: str, reason: str) -> None:
         scheduler = handles.find_actor(handles.SCHEDULER)

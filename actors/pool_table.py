@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["PoolEntry", "PoolTable", "ReplicaEntry"]
+__all__ = ["Needs", "PoolEntry", "PoolTable", "ReplicaEntry"]
+
+
+class Needs(NamedTuple):
+    """What an orchestrator tells the scheduler.
+
+    Attributes:
+        demand: Attempts that wait for a slot, by capability.
+        in_use: Attempts that have one, by replica.
+        suspects: Attempts that wait for a replica of their own or have it, by pool.
+    """
+
+    demand: dict[str, int]
+    in_use: dict[str, int]
+    suspects: dict[str, int]
 
 
 class ReplicaEntry(NamedTuple):
@@ -29,6 +43,7 @@ class PoolEntry(NamedTuple):
     """A pool.
 
     Attributes:
+        slots_per_replica: Slots of one replica; who was given all of them is alone there.
         total_slots: Slots of all its replicas if every one ran.
         trouble: Why it cannot start replicas, "" where it can.
     """
@@ -37,6 +52,7 @@ class PoolEntry(NamedTuple):
     capabilities: tuple[str, ...]
     max_crashes: int
     stop_grace_s: float
+    slots_per_replica: int
     total_slots: int
     trouble: str
 

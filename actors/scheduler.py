@@ -16,7 +16,7 @@ import ray
 import structlog
 
 from actors import handles
-from actors.pool_table import PoolEntry, PoolTable, ReplicaEntry
+from actors.pool_table import Needs, PoolEntry, PoolTable, ReplicaEntry
 from actors.pools import capabilities_of, declared_pools
 from actors.replica import Replica, ReplicaConfig
 from actors.webhook_sender import WebhookSender
@@ -48,12 +48,19 @@ ReplicaActor = ray.remote(Replica)
 class _Claimant:
     """An orchestrator, as far as slots are concerned."""
 
-    __slots__ = ("demand", "in_use", "seen_at")
+    __slots__ = ("needs", "seen_at")
 
     def __init__(self) -> None:
         self.seen_at = time.monotonic()
-        self.demand: dict[str, int] = {}
-        self.in_use: dict[str, int] = {}
+        self.needs = Needs({}, {}, {})
+
+    def waiting(self, pool: _Pool) -> int:
+        """Count what waits for a pool."""
+        return sum(self.needs.demand.get(capability, 0) for capability in pool.capabilities)
+
+    def used(self, replica_id: str) -> int:
+        """Count what runs on a replica."""
+        return self.needs.in_use.get(replica_id, 0)
 
 
 class _ReplicaState:
@@ -90,13 +97,14 @@ class _ReplicaState:
 
 
 class _Pool:
-    """A pool at run time."""
+    """A pool at run time; `alone` names the orchestrator whose suspects have a replica for themselves."""
 
-    __slots__ = ("capabilities", "failed_starts", "num_starting", "spec", "trouble", "trouble_at")
+    __slots__ = ("alone", "capabilities", "failed_starts", "num_starting", "spec", "trouble", "trouble_at")
 
     def __init__(self, spec: PoolSpec, capabilities: tuple[str, ...]) -> None:
         self.spec = spec
         self.capabilities = capabilities
+        self.alone = ""
         self.num_starting = 0
         self.failed_starts = 0
         self.trouble = ""
@@ -203,16 +211,14 @@ class Scheduler:
 
     # -- orchestrators
 
-    async def attend(
-        self, orchestrator_id: str, version: int, demand: dict[str, int], in_use: dict[str, int]
-    ) -> PoolTable:
+    async def attend(self, orchestrator_id: str, version: int, needs: Needs) -> PoolTable:
         """Answer with the table as soon as it is newer than `version`, at the latest after a second."""
         await self.start()  # a table made in the middle of the rebuilding would take replicas away
-        claimant = self._note(orchestrator_id, demand, in_use)
+        claimant = self._note(orchestrator_id, needs)
         for replica in self._replicas.values():
             if version >= replica.offered_at:
                 limit = replica.limits.get(orchestrator_id, 0)
-                replica.held[orchestrator_id] = max(limit, in_use.get(replica.replica_id, 0))
+                replica.held[orchestrator_id] = max(limit, needs.in_use.get(replica.replica_id, 0))
         self._share()
         deadline = time.monotonic() + _HOLD_S
         while self._version <= version and (left_s := deadline - time.monotonic()) > 0:
@@ -224,18 +230,18 @@ class Scheduler:
         claimant.seen_at = time.monotonic()
         return self._table(orchestrator_id)
 
-    async def note_demand(self, orchestrator_id: str, demand: dict[str, int], in_use: dict[str, int]) -> None:
+    async def note_demand(self, orchestrator_id: str, needs: Needs) -> None:
         """Take note of what waits."""
-        self._note(orchestrator_id, demand, in_use)
+        self._note(orchestrator_id, needs)
         self._share()
         self._scale()
 
-    def _note(self, orchestrator_id: str, demand: dict[str, int], in_use: dict[str, int]) -> _Claimant:
+    def _note(self, orchestrator_id: str, needs: Needs) -> _Claimant:
         claimant = self._claimants.get(orchestrator_id)
         if claimant is None:
             claimant = self._claimants[orchestrator_id] = _Claimant()
         claimant.seen_at = time.monotonic()
-        claimant.demand, claimant.in_use = demand, in_use
+        claimant.needs = needs
         return claimant
 
     def _table(self, orchestrator_id: str) -> PoolTable:
@@ -245,6 +251,7 @@ class Scheduler:
                 pool.capabilities,
                 pool.spec.max_crashes,
                 pool.spec.stop_grace_s,
+                pool.spec.concurrency,
                 pool.spec.max_replicas * pool.spec.concurrency,
                 pool.trouble,
             )
@@ -289,20 +296,35 @@ class Scheduler:
         starving = not replica.limits
         for name in turn:
             claimant = self._claimants[name]
-            waiting = sum(claimant.demand.get(c, 0) for c in pool.capabilities)
-            used = claimant.in_use.get(replica.replica_id, 0)
+            waiting, used = claimant.waiting(pool), claimant.used(replica.replica_id)
             wanted[name] = 0 if replica.is_retiring else max(used + waiting, least)
-            starving |= waiting > 0 and used >= replica.limits.get(name, 0)
-        if not starving and not replica.is_retiring:
+            limit = replica.limits.get(name, 0)
+            starving |= limit < least or (waiting > 0 and used >= limit)
+        alone = self._alone_on(replica, pool, turn)
+        if not starving and not alone and not replica.is_retiring:
             return False
         slots = 0 if replica.is_retiring else pool.spec.concurrency
-        limits = raise_limits(pool.spec.concurrency, replica.held, fair_targets(slots, wanted, turn))
+        if alone:
+            targets = {name: slots if name == alone else 0 for name in turn}
+        else:
+            targets = fair_targets(slots, wanted, turn)
+        limits = raise_limits(pool.spec.concurrency, replica.held, targets)
         if limits == replica.limits:
             return False
         for name, limit in limits.items():
             replica.held[name] = max(replica.held.get(name, 0), limit)
         replica.limits = limits
         return True
+
+    def _alone_on(self, replica: _ReplicaState, pool: _Pool, turn: list[str]) -> str:
+        """Name who must have this replica for itself: one who has suspects, on the pool's first replica."""
+        serving = (r for r in self._replicas.values() if r.pool == replica.pool and not r.is_retiring)
+        if pool.spec.concurrency == 1 or replica is not next(serving, None):
+            return ""
+        suspecting = [name for name in turn if self._claimants[name].needs.suspects.get(replica.pool)]
+        if pool.alone not in suspecting:
+            pool.alone = suspecting[0] if suspecting else ""
+        return pool.alone
 
     # -- replicas
 
@@ -326,9 +348,9 @@ class Scheduler:
                 pool.trouble, pool.failed_starts = "", 0
                 self._bump()
             mine = [r for r in self._replicas.values() if r.pool == name and not r.is_retiring]
-            waiting = sum(c.demand.get(cap, 0) for c in self._claimants.values() for cap in pool.capabilities)
+            waiting = sum(claimant.waiting(pool) for claimant in self._claimants.values())
             used = {
-                r.replica_id: sum(c.in_use.get(r.replica_id, 0) for c in self._claimants.values())
+                r.replica_id: sum(claimant.used(r.replica_id) for claimant in self._claimants.values())
                 for r in mine
             }
             wanted = replicas_wanted(pool.spec, waiting, sum(used.values()))

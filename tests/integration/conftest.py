@@ -1,6 +1,7 @@
 """One Ray for the session, one Redis and one set of actors for each module that asks for `service`.
 
-A module sets `SETTINGS` (fields of Settings) and `POOLS` (declarations as in the pools file) where it needs others.
+A module sets `SETTINGS` (fields of Settings) and `POOLS` (declarations as in the pools file) where it needs
+others.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class RunningService:
     # -- what must hold
 
     def await_nothing_left(self, within_s: float = 20.0) -> None:
-        """Wait until no Run, attempt, timer, message or superfluous placement group is left, or say what is."""
+        """Wait until no Run, attempt, timer, message or needless placement group is left, or say what is."""
         problems: list[str] = ["never looked"]
         deadline = time.monotonic() + within_s
         while problems and time.monotonic() < deadline:

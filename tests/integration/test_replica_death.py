@@ -1,4 +1,4 @@
-"""An agent replica dies under its work: what it held is done again elsewhere, and only the guilty one is blamed."""
+"""A replica dies under its work: what it held is done again elsewhere, and only the guilty one is blamed."""
 
 from __future__ import annotations
 
