@@ -1,0 +1,72 @@
+"""`tutti up` as a process of its own, for tests that look at the service from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from serve_app.launch.ray_environment import free_ports
+
+__all__ = ["REPOSITORY", "ServiceProcess", "running_process"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_READY_S = 120.0
+_STOP_S = 60.0
+
+
+class ServiceProcess(NamedTuple):
+    """Where a running service is to be found; `ray_address` is its Ray cluster, host:port."""
+
+    pid: int
+    http_port: int
+    grpc_port: int
+    ray_address: str
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+
+@contextmanager
+def running_process(data_dir: Path, variables: Mapping[str, str]) -> Iterator[ServiceProcess]:
+    """Start the service on free ports, and end it; `variables` are added to its environment."""
+    http_port, grpc_port = free_ports(2)
+    ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+    command = [sys.executable, "-m", "serve_app.cli", "up", "--data-dir", str(data_dir), *ports]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    out, err = data_dir / "up.out", data_dir / "up.err"
+    with out.open("wb") as out_file, err.open("wb") as err_file:
+        process = subprocess.Popen(
+            command,
+            stdout=out_file,
+            stderr=err_file,
+            start_new_session=True,
+            cwd=REPOSITORY,
+            env={**os.environ, **variables},
+        )
+    try:
+        deadline = time.monotonic() + _READY_S
+        while not out.read_text().startswith("ready:"):
+            assert process.poll() is None, err.read_text()
+            assert time.monotonic() < deadline, f"not ready: {err.read_text()}"
+            time.sleep(0.05)
+        (port_file,) = (data_dir / "logs" / "ray").resolve().parent.glob("gcs_server_port_*")
+        yield ServiceProcess(process.pid, http_port, grpc_port, f"127.0.0.1:{port_file.read_text().strip()}")
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
