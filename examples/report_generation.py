@@ -1,4 +1,4 @@
-"""Make a report of a table, a text and a picture over gRPC: submit, ask until it is done, print what was found.
+"""Make a report of a table, a text and a picture over gRPC: submit, ask until done, print what was found.
 
 tutti up                                    # in another terminal
 python examples/report_generation.py        # the sample data beside this file

@@ -22,7 +22,7 @@ def count_words(inputs: dict[str, Any]) -> dict[str, int]:
 
 @agent("common_words")
 class CommonWords:
-    """Finds the most frequent words. One instance per replica: what is dear to load belongs into `__init__`."""
+    """Finds the most frequent words. One instance per replica: load what is dear in `__init__`."""
 
     def __init__(self) -> None:
         self._dull = frozenset({"a", "an", "and", "by", "for", "in", "is", "it", "of", "the", "to", "was"})
