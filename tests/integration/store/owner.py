@@ -1,4 +1,4 @@
-"""A small owner of partitions for the tests: the real Partition, Journal and engine, with an agent made of dice."""
+"""A small owner of one partition for the tests: the real Partition, Journal and engine."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ async def test_repeated_commit_is_written_once(
 async def test_repeated_commit_still_tells_of_messages_that_wait_in_the_outbox(
     store: RunStore, open_owner: OpenOwner, client: sync_redis.Redis
 ) -> None:
-    """The first reply, which would have told, was lost: without this the message lay there until the next one."""
+    """The first reply, which told of it, was lost: without this the message lay there until the next one."""
     first, second = ids_in(0, 2)
     await store.submit_many([submission(first), submission(second, after=(first,))])
     owner = await open_owner()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 async def collect(store: RunStore, run_id: str, into: list[RunEvent], after_seq: int = 0) -> None:
     async for event in store.follow(run_id, None, after_seq):
-        into.append(event)
+        into.append(event)  # noqa: PERF401 - watched while it grows
 
 
 async def until(holds: Callable[[], bool], timeout_s: float = 8.0) -> None:
@@ -200,7 +200,7 @@ async def test_command_is_answered_by_the_owners_verdict(store: RunStore, open_o
 async def test_same_command_id_again_gets_the_same_verdict_and_acts_once(
     store: RunStore, open_owner: OpenOwner, client: sync_redis.Redis
 ) -> None:
-    """A second cancel would be refused; the same cancel sent twice is answered twice as it was the first time."""
+    """A second cancel would be refused; the same one sent twice is answered as it was the first time."""
     run_id, owner = await begin(store, open_owner)
     serving = asyncio.create_task(serve_commands(owner, 1))
     await store.command(run_id, None, "cancel", command_id="c-1")

@@ -1,4 +1,4 @@
-"""Two owners that fight for one partition, agents that answer twice, late and out of order: each result counts once."""
+"""Two owners fight for one partition, agents answer twice, late, out of order: each result counts once."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Fight:
             await self.flush(self.in_flight[0].owner)
 
     def answer(self, owner: TestOwner) -> None:
-        """An agent reports to whoever it believes to be the owner: any attempt, new or old, any number of times."""
+        """An agent reports to whoever it believes to own the Run: any attempt, any number of times."""
         run_id, start = self.dice.choice(self.attempts)
         self.number += 1
         owner.report(

@@ -1,4 +1,4 @@
-"""The two lifecycle tables: complete where they must be, closed at the end, and exact about what they refuse."""
+"""The two lifecycle tables: complete where they must be, closed at the end, exact in what they refuse."""
 
 from __future__ import annotations
 
