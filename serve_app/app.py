@@ -7,11 +7,14 @@ just one. It must run with the variables of `launch.ray_environment` set before 
 from __future__ import annotations
 
 import logging
+import random
+import socket
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.config import ControllerOptions, HTTPOptions, gRPCOptions
 
+from cluster.errors import LaunchFailed
 from serve_app.access import Door, Gate
 from serve_app.grpc_servicer import OrchestratorServicer
 from serve_app.http_app import build_app
@@ -28,6 +31,12 @@ DEPLOYMENT = "ingress"
 _SERVICERS = ["protos.orchestrator.v1.orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server"]
 _MAX_ONGOING = 20_000
 """Followers hold a request each for as long as their Run goes on."""
+
+_GRPC_PORTS = range(20_000, 29_900)
+"""Above Ray's worker ports, below Serve's for HTTP and the system's for outgoing connections."""
+_PORTS_PER_INSTANCE = 100
+"""Replaced replicas leave their ports unused for minutes."""
+_MAX_TRIES = 50
 
 
 class Ingress(OrchestratorServicer):
@@ -53,14 +62,45 @@ def deploy(settings: Settings) -> None:
 
     Args:
         settings: Where to listen, how many replicas, and what replicas need.
+
+    Raises:
+        LaunchFailed: There are no free ports for the replicas.
     """
     # Serve sets its own level when imported; operators read `ready`, not its progress.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         http_options=HTTPOptions(host=settings.host, port=settings.http_port),
         grpc_options=gRPCOptions(port=settings.grpc_port, grpc_servicer_functions=_SERVICERS),
+        controller_options=ControllerOptions(runtime_env={"env_vars": _grpc_port_variables()}),
     )
     serve.run(_deployment(settings), name=APPLICATION, route_prefix="/", blocking=False)
+
+
+def _grpc_port_variables() -> dict[str, str]:
+    """Give the replicas of this instance gRPC ports of its own.
+
+    Serve opens these ports with SO_REUSEPORT (it passes `grpc.so_reuseport` as text, which gRPC ignores), so
+    that two instances on one machine, both counting from the same number, would share them and answer each
+    other's calls.
+    """
+    for _ in range(_MAX_TRIES):
+        first = random.randrange(_GRPC_PORTS.start, _GRPC_PORTS.stop, _PORTS_PER_INSTANCE)
+        block = range(first, first + _PORTS_PER_INSTANCE)
+        if all(_is_free(port) for port in block[:16]):
+            return {
+                "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(block[0]),
+                "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(block[-1]),
+            }
+    raise LaunchFailed(f"no free ports for gRPC replicas between {_GRPC_PORTS.start} and {_GRPC_PORTS.stop}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def _deployment(settings: Settings) -> Any:

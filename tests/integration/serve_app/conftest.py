@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from contextlib import suppress
 
 import httpx
@@ -111,7 +110,6 @@ async def service(settings):
     service = RunService.connect(settings)
     yield service
     await service.close()
-    gc.collect()
 
 
 @pytest.fixture
@@ -120,7 +118,6 @@ async def owner(settings):
     await owner.start()
     yield owner
     await owner.close()
-    gc.collect()
 
 
 @pytest.fixture

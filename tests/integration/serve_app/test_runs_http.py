@@ -5,11 +5,7 @@ import json
 
 import pytest
 
-pytestmark = [
-    pytest.mark.integration,
-    # Closing a store leaves its pooled connections to the collector.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:loop is closed:ResourceWarning"),
-]
+pytestmark = pytest.mark.integration
 
 PLAN = {
     "name": "mine",

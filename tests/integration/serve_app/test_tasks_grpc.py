@@ -12,11 +12,7 @@ from protos.orchestrator.v1 import orchestrator_pb2_grpc as pb_grpc
 from serve_app.access import Gate
 from serve_app.grpc_servicer import OrchestratorServicer
 
-pytestmark = [
-    pytest.mark.integration,
-    # Closing a store leaves its pooled connections to the collector.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:loop is closed:ResourceWarning"),
-]
+pytestmark = pytest.mark.integration
 
 
 class _Served:

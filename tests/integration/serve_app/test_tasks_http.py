@@ -10,11 +10,7 @@ import pytest
 from cluster.settings import Settings
 from serve_app.service import RunService
 
-pytestmark = [
-    pytest.mark.integration,
-    # Closing a store leaves its pooled connections to the collector.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:loop is closed:ResourceWarning"),
-]
+pytestmark = pytest.mark.integration
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "000"
 BODY = json.loads((GOLDEN / "submit.json").read_text())["request"]["body"]
