@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -37,6 +38,7 @@ _GRPC_PORTS = range(20_000, 29_900)
 _PORTS_PER_INSTANCE = 100
 """Replaced replicas leave their ports unused for minutes."""
 _MAX_TRIES = 50
+_POLL_S = 0.1
 
 
 class Ingress(OrchestratorServicer):
@@ -118,10 +120,13 @@ def _deployment(settings: Settings) -> Any:
 
 
 def undeploy(grace_s: float) -> None:
-    """Take the edge down: requests in flight finish.
+    """Take the edge down: no new requests, those in flight finish.
 
     Args:
-        grace_s: Seconds for that, >= 0.
+        grace_s: Seconds to wait for that, >= 0; what is left then goes on ending by itself, within
+        `drain_grace_s`.
     """
-    del grace_s  # the deployment's own drain_grace_s bounds it; Serve takes no other
-    serve.delete(APPLICATION)
+    serve.delete(APPLICATION, _blocking=False)
+    deadline = time.monotonic() + grace_s
+    while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(_POLL_S)

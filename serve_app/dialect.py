@@ -40,7 +40,7 @@ __all__ = [
     "read_object",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 ErrorShape = Callable[["Wording"], Any]
 """Makes the body of an error, JSON-able."""
 
@@ -113,7 +113,7 @@ async def read_object(request: Request) -> dict[str, Any]:
     return body
 
 
-def convert(body: dict[str, Any], kind: type[T]) -> T:
+def convert(body: dict[str, Any], kind: type[_T]) -> _T:
     """Check a body's fields against a msgspec type.
 
     Raises:

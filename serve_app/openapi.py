@@ -13,7 +13,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-__all__ = ["ErrorBody", "body_schema", "described", "install_openapi"]
+__all__ = ["ErrorBody", "ErrorDetail", "body_schema", "described", "install_openapi"]
 
 _JSON = "application/json"
 

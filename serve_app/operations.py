@@ -17,7 +17,7 @@ from serve_app.openapi import described
 if TYPE_CHECKING:
     from serve_app.service import Health, RunService
 
-__all__ = ["HealthReport", "operations_routes"]
+__all__ = ["HealthReport", "HealthStats", "QueueStats", "operations_routes", "report_of"]
 
 
 class QueueStats(msgspec.Struct):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Accepted", "Health", "RunRequest", "RunService"]
 
-MAX_AFTER = 1000
+_MAX_AFTER = 1000
 _RUN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}\Z")
 _HASH_IN_THREAD_BYTES = 1 << 20
 _MAX_TIMEOUT_S = 10 * 365 * 86_400.0
@@ -297,8 +297,8 @@ def _check(request: RunRequest) -> None:
     _check_priority(request.priority)
     if request.timeout_s is not None and not 0 < request.timeout_s <= _MAX_TIMEOUT_S:
         raise InvalidInput(f"the timeout must be above 0 and at most {_MAX_TIMEOUT_S:.0f} s", field="timeout")
-    if len(request.after) > MAX_AFTER:
-        raise InvalidInput(f"after: at most {MAX_AFTER} ids", field="after")
+    if len(request.after) > _MAX_AFTER:
+        raise InvalidInput(f"after: at most {_MAX_AFTER} ids", field="after")
     for other in request.after:
         if not _RUN_ID.match(other) or other == request.run_id:
             raise InvalidInput(f"after: {other[:200]!r} is not the id of another Run", field="after")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIALECT",
+    "RUN_WORDS",
+    "STEP_WORDS",
     "PriorityBody",
     "ReasonBody",
     "RunAccepted",
