@@ -386,6 +386,20 @@ class Driver:
             else:
                 self._spawn(self._find_attempts(link, keys))
 
+    def owns(self, run_id: str) -> bool:
+        """Whether a Run belongs to a partition of ours."""
+        return partition_of(run_id, self.settings.num_partitions) in self.partitions
+
+    def is_running(self, key: AttemptKey) -> bool:
+        """Whether an attempt's result is still wanted."""
+        run_id, step, item, attempt = key
+        found = self.find(run_id)
+        return (
+            found is not None
+            and (step, item) in found[1].running
+            and found[1].unit(step, item).attempt == attempt
+        )
+
     def lose_attempts(self, keys: list[AttemptKey], reason: str) -> None:
         """Take back attempts that nobody holds."""
         for run_id, step, item, attempt in keys:

@@ -28,6 +28,7 @@ from cluster.model.compiled import compile_plan
 from cluster.model.plan import Json, Plan, Submission
 from cluster.store import keys
 from cluster.store.blobs import BlobStore
+from cluster.store.connection import redis_errors_as_ours
 from cluster.store.journal import Journal
 from cluster.store.run_store import RunStore
 
@@ -280,9 +281,13 @@ class Orchestrator:
             }
         except (handles.ReplicaGone, handles.ReplicaUnreachable):
             held = set()
+        if link.lost:
+            held = set()
         for key in wanted:
-            if key in held:
+            if key in held and self._driver.owns(key[0]):
                 link.adopt(key)
+                if not self._driver.is_running(key):
+                    link.stop(key)  # it was reported, or given up, while we asked
         self._driver.lose_attempts([key for key in wanted if key not in held], "its replica does not know it")
 
     # -- upkeep
@@ -315,11 +320,12 @@ class Orchestrator:
         }
         snapshot = orjson.dumps(driver.figures.snapshot(self._name, gauges))
         waits = driver.dispatcher.waits_s(driver.figures.mean_s)
-        pipe = self._journal.redis.pipeline(transaction=False)
-        pipe.set(keys.metrics_key(str(self._number)), snapshot, ex=keys.METRICS_TTL_S)
-        for capability, mean_s in driver.figures.mean_s.items():
-            pipe.hset(keys.DURATIONS, capability, f"{mean_s:.6f} {waits.get(capability, 0.0):.6f}")
-        await pipe.execute(raise_on_error=False)
+        with redis_errors_as_ours():
+            pipe = self._journal.redis.pipeline(transaction=False)
+            pipe.set(keys.metrics_key(str(self._number)), snapshot, ex=keys.METRICS_TTL_S)
+            for capability, mean_s in driver.figures.mean_s.items():
+                pipe.hset(keys.DURATIONS, capability, f"{mean_s:.6f} {waits.get(capability, 0.0):.6f}")
+            await pipe.execute()
 
     # -- for Python drivers
 

@@ -1,0 +1,94 @@
+"""Redis is killed in the middle of the work and comes back on the same data: what was accepted is done, once."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.errors import TuttiError
+from cluster.model.plan import Submission
+from tests.integration.plans import check_sound, mixed_load
+from tests.integration.running_service import RunningService, eventually
+
+
+class Submitter:
+    """Submits in small batches, as fast as it is answered, and notes what was accepted."""
+
+    def __init__(self, service: RunningService, load: list[Submission]) -> None:
+        self.accepted: list[Submission] = []
+        self.num_refused = 0
+        self._service, self._load = service, load
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Submitter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        for start in range(0, len(self._load), 20):
+            batch = self._load[start : start + 20]
+            deadline = time.monotonic() + 40
+            while time.monotonic() < deadline:
+                try:
+                    ray.get(self._service.orchestrator().submit_many.remote(batch), timeout=20)
+                except (RayError, TuttiError):
+                    self.num_refused += 1
+                    continue
+                self.accepted += batch
+                break
+
+
+def test_kill_of_redis_under_load_loses_nothing_that_was_accepted(service: RunningService) -> None:
+    load = mixed_load(1000, longest_s=3.0)
+    with Submitter(service, load) as submitter:
+        eventually(lambda: len(submitter.accepted) >= 400, "much is under way")
+        service.redis_server.kill()
+        at_the_kill = len(submitter.accepted)
+        assert service.redis_server.restart_if_dead()
+    assert at_the_kill < len(load), "it was killed too late to prove anything"
+    assert len(submitter.accepted) == len(load)
+
+    ended = service.await_ended([each.run_id for each in load], within_s=90)
+
+    views, events = service.views(ended), service.events(ended)
+    for each in load:
+        check_sound(each, views[each.run_id], events[each.run_id])
+
+
+def test_redis_that_stays_away_longer_than_a_lease_stops_nobody_for_good(service: RunningService) -> None:
+    """Leases run out while nobody can take them over; a pool at zero wants a replica meanwhile."""
+    load = mixed_load(200, longest_s=3.0)
+    service.submit_all(load)
+
+    service.redis_server.kill()
+    killed_at = time.monotonic()
+    eventually(
+        lambda: time.monotonic() - killed_at > service.settings.owner_lease_s + 2, "the leases are over"
+    )
+    assert service.redis_server.restart_if_dead()
+
+    ended = service.await_ended([each.run_id for each in load], within_s=90)
+    views, events = service.views(ended), service.events(ended)
+    for each in load:
+        check_sound(each, views[each.run_id], events[each.run_id])
+
+
+def test_kill_of_redis_and_of_an_orchestrator_at_once_loses_nothing(service: RunningService) -> None:
+    load = mixed_load(300, longest_s=3.0)
+    service.submit_all(load)
+
+    service.kill(service.orchestrator_status(0)["pid"])
+    service.redis_server.kill()
+    assert service.redis_server.restart_if_dead()
+
+    ended = service.await_ended([each.run_id for each in load], within_s=90)
+    views, events = service.views(ended), service.events(ended)
+    for each in load:
+        check_sound(each, views[each.run_id], events[each.run_id])
