@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -395,8 +396,7 @@ class Scheduler:
         if not placement_groups.fits_cluster(bundle):
             raise InvalidSetting(f"no node has {bundle}")
         entry = orjson.dumps({"pool": spec.name, "number": number, "created_at": time.time()})
-        with redis_errors_as_ours():
-            await self._redis.hset(keys.LEDGER, replica_id, entry)
+        await self._insist(lambda: self._redis.hset(keys.LEDGER, replica_id, entry))
         group = placement_groups.reserve(replica_id, [bundle])
         while not await placement_groups.wait_reserved(group, _RESERVATION_S):
             _log.info("replica waits for resources", replica=replica_id, needs=bundle)
@@ -457,8 +457,17 @@ class Scheduler:
         if handle is not None:
             ray.kill(handle)
         placement_groups.free_named(replica_id)
-        with redis_errors_as_ours():
-            await self._redis.hdel(keys.LEDGER, replica_id)
+        await self._insist(lambda: self._redis.hdel(keys.LEDGER, replica_id))
+
+    async def _insist(self, write: Callable[[], Any]) -> None:
+        """Write to the ledger, however long the store is away: that is no fault of a replica's."""
+        while True:
+            try:
+                with redis_errors_as_ours():
+                    await write()
+                return
+            except TuttiError:
+                await asyncio.sleep(_TICK_S)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,4 +1,4 @@
-"""Redis is killed in the middle of the work and comes back on the same data: what was accepted is done, once."""
+"""Redis is killed in mid-work and comes back on the same data: what was accepted is done, once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from cluster.errors import TuttiError
 from cluster.model.plan import Submission
-from tests.integration.plans import check_sound, mixed_load
+from tests.integration.plans import check_sound, mixed_load, one_step
 from tests.integration.running_service import RunningService, eventually
 
 
@@ -92,3 +92,22 @@ def test_kill_of_redis_and_of_an_orchestrator_at_once_loses_nothing(service: Run
     views, events = service.views(ended), service.events(ended)
     for each in load:
         check_sound(each, views[each.run_id], events[each.run_id])
+
+
+def test_replica_that_dies_while_redis_is_away_is_replaced_when_it_is_back(service: RunningService) -> None:
+    """Without its ledger the scheduler cannot start a replica: that is no fault of the agent's."""
+    naps = [service.submit(one_step("nap", {"seconds": 2.0, "n": n})) for n in range(4)]
+    for run_id in naps:
+        service.await_running(run_id)
+    pid = service.replica_pid("frail")
+
+    service.redis_server.kill()
+    service.kill(pid)
+    killed_at = time.monotonic()
+    eventually(lambda: time.monotonic() - killed_at > 4, "the scheduler has tried several times")
+    assert service.redis_server.restart_if_dead()
+
+    service.await_ended(naps)
+    for view in service.views(naps).values():
+        assert view.status == "succeeded", view.error
+        assert view.steps[0].attempt == 2
