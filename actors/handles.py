@@ -24,6 +24,7 @@ __all__ = [
     "check_alive",
     "exchange_with",
     "find_actor",
+    "list_actors",
     "orchestrator_name",
     "own_node_id",
     "replace_replica",
@@ -66,6 +67,13 @@ def find_actor(name: str) -> Any:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
+
+
+def list_actors(prefix: str) -> list[str]:
+    """Return the names of living actors of ours that begin with `prefix`, without it."""
+    living = ray.util.list_named_actors(all_namespaces=True)
+    named = [each["name"] for each in living if each["namespace"] == NAMESPACE]
+    return [name.removeprefix(prefix) for name in named if name.startswith(prefix)]
 
 
 async def exchange_with(handle: Any, message: bytes) -> bytes:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import ray
 import structlog
+from ray.exceptions import RayError
 
 from actors import handles
 from actors.pool_table import Needs, PoolEntry, PoolTable, ReplicaEntry
@@ -42,6 +44,7 @@ _LOAD_S = 120.0
 _CLAIMANT_SILENCE_S = 6.0
 _MAX_FAILED_STARTS = 3
 _TROUBLE_KEPT_S = 30.0
+_RECLAIM_EVERY_S = 30.0
 
 ReplicaActor = ray.remote(Replica)
 
@@ -154,6 +157,7 @@ class Scheduler:
                 await asyncio.sleep(_TICK_S)
         self._bump()
         self._spawn(self._tick_loop())
+        self._spawn(self._reclaim_loop())
         self._spawn(self._sender.run())
 
     async def drain(self) -> None:
@@ -189,13 +193,7 @@ class Scheduler:
 
     async def _reconcile(self) -> None:
         """Take back what the ledger and Ray both know; free what only one of them does."""
-        with redis_errors_as_ours():
-            rows: Any = await self._redis.hgetall(keys.LEDGER)
-        known = {replica_id.decode(): orjson.loads(entry) for replica_id, entry in rows.items()}
-        for name in placement_groups.list_named():
-            if name not in known:
-                placement_groups.free_named(name)
-        for replica_id, entry in known.items():
+        for replica_id, entry in (await self._reclaim()).items():
             handle = handles.find_actor(_actor_name(replica_id))
             self._numbers[entry["pool"]] = max(self._numbers.get(entry["pool"], 0), entry["number"])
             if handle is None or entry["pool"] not in self._pools:
@@ -209,6 +207,23 @@ class Scheduler:
                 continue
             self._replicas[replica_id] = _ReplicaState(replica_id, entry["pool"], handle, answer)
             self._spawn(self._watch(replica_id, handle))
+
+    async def _reclaim(self) -> dict[str, Any]:
+        """Free what stands in no ledger; return the ledger. An entry is older than what it names."""
+        groups, actors = placement_groups.list_named(), handles.list_actors(_actor_name(""))
+        with redis_errors_as_ours():
+            rows: Any = await self._redis.hgetall(keys.LEDGER)
+        known = {replica_id.decode(): orjson.loads(entry) for replica_id, entry in rows.items()}
+        for replica_id in {*groups, *actors} - known.keys():
+            _log.warning("nobody owns this replica", replica=replica_id)
+            await self._forget(replica_id)
+        return known
+
+    async def _reclaim_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_RECLAIM_EVERY_S)
+            with suppress(TuttiError, RayError):
+                await self._reclaim()
 
     # -- orchestrators
 
