@@ -5,6 +5,7 @@ Reads go to Redis directly, so that a test sees what is durable and not what an 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -27,6 +28,7 @@ from cluster.model.view import RunEvent, RunView
 from cluster.settings import Settings
 from cluster.store import keys
 from cluster.store.run_codec import decode_event, decode_record, decode_run, view_of
+from cluster.store.run_store import RunStore
 from serve_app.launch.redis_server import EmbeddedRedis
 from tests.integration.leaks import unfinished_business
 from tests.key_leaks import leaked_keys
@@ -128,6 +130,18 @@ class RunningService:
         os.kill(pid, signal.SIGKILL)
 
     # -- Runs
+
+    def command(self, run_id: str, kind: str, **options: Any) -> None:
+        """Send a command as the edge does, and wait for its verdict."""
+
+        async def send() -> None:
+            store = RunStore.connect(self.settings)
+            try:
+                await store.command(run_id, None, kind, **options)
+            finally:
+                await store.close()
+
+        asyncio.run(send())
 
     def submit(self, plan: Plan, inputs: Json = None, **options: Any) -> str:
         run_id: str = ray.get(self.orchestrator().submit.remote(plan, inputs, **options), timeout=20)
