@@ -8,12 +8,14 @@ from typing import Annotated
 
 import orjson
 import typer
+from ray.exceptions import RayError
 from rich.console import Console
 
 from benchmarks import engine, footprint, http, recovery
 from benchmarks.conditions import conditions, loadavg
 from benchmarks.report import Figure, as_json, print_report
-from benchmarks.work import Effort
+from benchmarks.work import Effort, MeasurementFailed
+from cluster.errors import TuttiError
 
 __all__ = ["main"]
 
@@ -38,7 +40,7 @@ def main(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each figure.")] = None,
     json_path: Annotated[Path, typer.Option("--json", help="Write all values there.")] = _JSON,
 ) -> None:
-    """Measure on this machine; exit 0 whatever was missed."""
+    """Measure on this machine; exit 0 whatever was missed, 1 where something could not be measured."""
     effort = _QUICK if quick else _FULL
     effort = effort._replace(rounds=rounds or effort.rounds)
     names = [name for names, _ in _GROUPS for name in names]
@@ -54,16 +56,22 @@ def main(
         console.width = _FILE_WIDTH
     environment = conditions(effort.rounds, effort.scale)
     figures: list[Figure] = []
-    for _, measure in _GROUPS:
-        for figure in measure(effort, wanted):
-            figures.append(figure)
-            console.print(
-                f"measured {figure.name}: {figure.spread.median:.4g} {figure.unit}", highlight=False
-            )
+    failures: list[str] = []
+    for group, measure in _GROUPS:
+        try:
+            for figure in measure(effort, wanted):
+                figures.append(figure)
+                line = f"measured {figure.name}: {figure.spread.median:.4g} {figure.unit}"
+                console.print(line, highlight=False)
+        except (MeasurementFailed, TuttiError, RayError) as error:
+            failures.append(f"{group[0].partition('.')[0]}: {error}")
     environment["loadavg_after"] = loadavg()
+    environment["not_measured"] = failures or "nothing"
     print_report(figures, environment, console)
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_bytes(orjson.dumps(as_json(figures, environment), option=orjson.OPT_INDENT_2))
+    if failures:
+        raise typer.Exit(1)
 
 
 def _covers(asked: str, name: str) -> bool:

@@ -12,7 +12,7 @@ from benchmarks.conditions import CpuMeter
 from benchmarks.local_service import LocalService, local_service
 from benchmarks.plain_ray import WAYS, PlainRay
 from benchmarks.report import Bar, Baseline, Figure, Sense
-from benchmarks.work import CHAIN3, FAN16, INPUT, Effort, fan_out, percentile, seconds_of
+from benchmarks.work import CHAIN3, FAN16, INPUT, Effort, MeasurementFailed, fan_out, percentile, seconds_of
 from cluster.model.plan import Plan
 
 __all__ = ["FIGURES", "measure"]
@@ -57,7 +57,7 @@ class _Bench:
         self._service.set_durability("strict")
         wanted = INPUT if plan is CHAIN3 else {f"k{number}": INPUT["name"] for number in range(16)}
         if outputs != [wanted] * count:
-            raise RuntimeError(f"{plan.name}: a Run gave a wrong output")
+            raise MeasurementFailed(f"{plan.name}: a Run gave a wrong output")
         return count / took_s
 
     def chain3(self) -> Iterator[Figure]:

@@ -12,7 +12,7 @@ import msgspec
 from actors.pools import declared_pools
 from benchmarks.report import Bar, Figure, Sense
 from benchmarks.served import ServedProcess, process_tree, pss_bytes, tutti_up
-from benchmarks.work import INPUT, NOOP, Effort
+from benchmarks.work import INPUT, NOOP, Effort, MeasurementFailed
 from cluster.settings import Settings
 
 __all__ = ["FIGURES", "measure"]
@@ -107,7 +107,7 @@ def _warm_up(service: ServedProcess) -> list[str]:
             told = [client.get(f"/api/v1/tasks/{task_id}").json() for task_id in ids]
             if all(each["status"] in _ENDED for each in told):
                 if told[0]["status"] != "completed":
-                    raise RuntimeError(f"the report that warms the pools failed: {told[0]['error']}")
+                    raise MeasurementFailed(f"the report that warms the pools failed: {told[0]['error']}")
                 return [pool.name for pool in declared_pools(Settings.from_environment({}))]
             time.sleep(_POLL_S)
-    raise RuntimeError("the pools were not warm in time")
+    raise MeasurementFailed("the pools were not warm in time")

@@ -19,7 +19,7 @@ import uvloop
 from benchmarks.http_load import Load, follow_runs, has_wrk, post_for, post_runs
 from benchmarks.report import Bar, Baseline, Figure, Sense
 from benchmarks.served import ServedProcess, served, tutti_up
-from benchmarks.work import CHAIN3, INPUT, NOOP, Effort, sleep_plan
+from benchmarks.work import CHAIN3, INPUT, NOOP, Effort, MeasurementFailed, sleep_plan
 from cluster.model.plan import Plan
 from serve_app.launch.ray_environment import free_ports
 
@@ -150,7 +150,7 @@ def _take_the_slot(service: ServedProcess) -> None:
             for line in stream.iter_lines():
                 if '"status":"running"' in line:
                     return
-    raise RuntimeError("the Run that pauses the pool did not start")
+    raise MeasurementFailed("the Run that pauses the pool did not start")
 
 
 def _running(service: ServedProcess, plain: ServedProcess, effort: Effort) -> Iterator[Figure]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import orjson
 import uvloop
 
-from benchmarks.work import percentile
+from benchmarks.work import MeasurementFailed, percentile
 
 __all__ = ["Load", "follow_runs", "has_wrk", "post_for", "post_runs"]
 
@@ -80,7 +80,7 @@ def _parse_wrk(text: str) -> Load:
     per_s = re.search(r"Requests/sec:\s*([\d.]+)", text)
     half = re.search(r"50%\s*([\d.]+)(us|ms|s|m)\b", text)
     if requests is None or per_s is None or half is None:
-        raise RuntimeError(f"wrk said something else: {text}")
+        raise MeasurementFailed(f"wrk said something else: {text}")
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     errors = int(refused[1]) if refused else 0

@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors.handles import find_actor, orchestrator_name
 from benchmarks.local_service import LocalService, local_service
 from benchmarks.report import Bar, Figure, Sense
-from benchmarks.work import Effort, sleep_plan
+from benchmarks.work import Effort, MeasurementFailed, sleep_plan
 from cluster.store.keys import PartitionKeys
 
 __all__ = ["FIGURES", "measure"]
@@ -34,9 +34,14 @@ _ANSWER_S = 0.5
 
 
 class _Takeover(NamedTuple):
-    """Seconds since the kill: until the last partition had a living owner again, and until all was well."""
+    """Seconds since the kill.
 
-    owned_s: float
+    Attributes:
+        claims_s: When each of its partitions had a new owner, in order.
+        good_s: When all was well.
+    """
+
+    claims_s: tuple[float, ...]
     good_s: float
 
 
@@ -70,10 +75,18 @@ def measure(effort: Effort, wanted: Callable[[str], bool]) -> Iterator[Figure]:
         "recovery.ownership",
         "of which lease and restart: until the last partition had a new owner",
         "s",
-        tuple(each.owned_s for each in takeovers),
+        tuple(each.claims_s[-1] for each in takeovers),
         Bar(Sense.AT_MOST, 5.0),
         (),
-        ("an upper limit: a new owner loads one partition before it claims the next",),
+        (
+            "an upper limit: a new owner loads one partition before it claims the next",
+            *(
+                "partitions were claimed after "
+                + ", ".join(f"{claim_s:.2f}" for claim_s in each.claims_s)
+                + " s"
+                for each in takeovers
+            ),
+        ),
     )
 
 
@@ -97,12 +110,12 @@ class _Kill:
         status = ray.get(victim.status.remote())
         mine = [number for number, owner in enumerate(self._owner_ids()) if owner == status["id"]]
         if status["runs"] != self._count:
-            raise RuntimeError(f"the orchestrator owns {status['runs']} of {self._count} Runs")
+            raise MeasurementFailed(f"the orchestrator owns {status['runs']} of {self._count} Runs")
         os.kill(status["pid"], signal.SIGKILL)
         killed_at = time.monotonic()
-        owned_at = self._await_new_owners(mine, status["id"], killed_at + _LIMIT_S)
+        claimed_at = self._await_new_owners(mine, status["id"], killed_at + _LIMIT_S)
         self._await_good(killed_at + _LIMIT_S, at_least_held=num_held)
-        return _Takeover(owned_at - killed_at, time.monotonic() - killed_at)
+        return _Takeover(tuple(at - killed_at for at in claimed_at), time.monotonic() - killed_at)
 
     def _await_all_owned(self) -> None:
         """Let the partitions be shared before Runs are made: each orchestrator has as many as the other."""
@@ -113,7 +126,7 @@ class _Kill:
             if sum(counts) == total and max(counts) - min(counts) <= 1:
                 return
             time.sleep(_POLL_S)
-        raise RuntimeError("the partitions were not shared")
+        raise MeasurementFailed("the partitions were not shared")
 
     def _owner_ids(self) -> list[str]:
         pipe = self._service.redis.pipeline(transaction=False)
@@ -121,13 +134,18 @@ class _Kill:
             pipe.hget(key, "owner")
         return [(owner or b"").decode() for owner in pipe.execute()]
 
-    def _await_new_owners(self, partitions: list[int], dead_id: str, deadline: float) -> float:
+    def _await_new_owners(self, partitions: list[int], dead_id: str, deadline: float) -> list[float]:
+        """Return when each was claimed, in order (monotonic seconds)."""
+        claimed_at: dict[int, float] = {}
         while time.monotonic() < deadline:
             owners = self._owner_ids()
-            if all(owners[number] != dead_id for number in partitions):
-                return time.monotonic()
+            for number in partitions:
+                if owners[number] != dead_id:
+                    claimed_at.setdefault(number, time.monotonic())
+            if len(claimed_at) == len(partitions):
+                return sorted(claimed_at.values())
             time.sleep(_POLL_S / 4)
-        raise RuntimeError("the partitions of the killed orchestrator found no owner")
+        raise MeasurementFailed("the partitions of the killed orchestrator found no owner")
 
     def _await_good(self, deadline: float, at_least_held: int) -> int:
         """Wait until every Run is in memory and its step runs or waits; return how many run."""
@@ -140,7 +158,7 @@ class _Kill:
             if runs == self._count and held + waiting >= self._count and held >= at_least_held:
                 return held
             time.sleep(_POLL_S)
-        raise RuntimeError(f"not all Runs came back: {told}")
+        raise MeasurementFailed(f"not all Runs came back: {told}")
 
     def _statuses(self) -> list[dict[str, Any]]:
         """Ask all orchestrators; one that does not answer soon is left out."""

@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 import httpx
 import psutil
 
+from benchmarks.work import MeasurementFailed
 from cluster.settings import INSTANCE_VARIABLE
 from serve_app.launch.processes import end_processes, mark_of
 from serve_app.launch.ray_environment import free_ports
@@ -70,7 +71,7 @@ def served(command: list[str], url: str, variables: Mapping[str, str]) -> Iterat
         variables: Added to a small environment; nothing else of this process's own is handed on.
 
     Raises:
-        RuntimeError: It ended or was not ready in three minutes; the text is what it said last.
+        MeasurementFailed: It ended or was not ready in three minutes; the text is what it said last.
     """
     environment = {name: value for name in _INHERITED if (value := _own_environment().get(name))}
     with tempfile.TemporaryFile("w+") as log:
@@ -102,14 +103,16 @@ def _await_ready(process: subprocess.Popen[bytes], log: IO[str]) -> None:
         if any(line.startswith("ready") for line in lines):
             return
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended: {lines[-1] if lines else 'it said nothing'}")
+            raise MeasurementFailed(f"the server ended: {lines[-1] if lines else 'it said nothing'}")
         time.sleep(0.01)
-    raise RuntimeError(f"the server was not ready: {lines[-1] if lines else 'it said nothing'}")
+    raise MeasurementFailed(f"the server was not ready: {lines[-1] if lines else 'it said nothing'}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    marks = [mark for pid in process_tree(process.pid) if (mark := mark_of(pid)) is not None]
-    process.terminate()
+    marks = []
+    if process.poll() is None:
+        marks = [mark for pid in process_tree(process.pid) if (mark := mark_of(pid)) is not None]
+        process.terminate()
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:

@@ -19,6 +19,7 @@ __all__ = [
     "INPUT",
     "NOOP",
     "Effort",
+    "MeasurementFailed",
     "fan_out",
     "percentile",
     "seconds_of",
@@ -27,6 +28,10 @@ __all__ = [
 
 INPUT: Json = {"name": "chain3", "payload": "x" * 160}
 """200 bytes as JSON."""
+
+
+class MeasurementFailed(Exception):
+    """What was measured did not do its work: a wrong output, a server that ended, no end in sight."""
 
 
 class Effort(NamedTuple):
