@@ -1,8 +1,7 @@
 """The heart of an orchestrator, without Ray: it owns partitions, drives their Runs and commits in groups.
 
-Loops: lease (claim, renew, hand over), inbox (what clients and other Runs send), commit (write, then act),
-timers.
-Each may fail on a lost Redis and goes on when it is back; nothing is acted on before its commit is written.
+Its loops are commits (write, then act) and timers; leases and inboxes are the orchestrator's. Each may fail
+on a lost Redis and goes on when it is back; nothing is acted on before its commit is written.
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ import structlog
 from actors.dispatcher import Dispatcher, Ready
 from actors.figures import Figures
 from actors.messages import AttemptKey, Report, StepCall
-from actors.partition import Partition, TakenBatch, verdict_of
+from actors.parking import ParkingLine
+from actors.partition import Partition, TakenBatch, command_event, verdict_of
 from actors.replica_link import ReplicaLink
 from actors.timers import TimerWheel
-from cluster.engine import Run, advance
-from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError, Unavailable
+from actors.waiters import RunEnd
+from cluster.engine import Outcome, Run, advance
+from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import commands as cmd
 from cluster.model import events as ev
@@ -35,23 +36,14 @@ if TYPE_CHECKING:
     from cluster.settings import Settings
     from cluster.store.journal import InboxEntry, Journal
 
-__all__ = ["Driver", "RunEnd"]
+__all__ = ["Driver"]
 
 _log = structlog.get_logger("tutti.driver")
 _RETRY_PAUSE_S = 0.2
 _TICK_S = 0.02
-
-
-class RunEnd:
-    """How a Run ended, for who waits in this process."""
-
-    __slots__ = ("error", "output", "run_id", "status")
-
-    def __init__(self, run: Run) -> None:
-        self.run_id = run.run_id
-        self.status = run.record.status
-        self.error = run.record.error
-        self.output = run.render_output() if self.status is RunStatus.SUCCEEDED else b"null"
+_UNPARK_AT_ONCE = 500
+_IDLE = frozenset({RunStatus.PENDING, RunStatus.PAUSED})
+_STILL_OURS = frozenset({cmd.EndRun, cmd.StopStep})  # all else is the next owner's to do
 
 
 class Driver:
@@ -80,6 +72,7 @@ class Driver:
         self.figures = Figures()
         self.dispatcher = Dispatcher(owner_id, self, self._assign, self._unserve, ask_for_slots)
         self.timers = TimerWheel()
+        self._line = ParkingLine()
         self.on_end: Callable[[RunEnd], None] = lambda _end: None
         self._find_attempts = find_attempts
         self._replace_replica = replace_replica
@@ -93,26 +86,28 @@ class Driver:
 
     # -- one event
 
-    def apply(self, partition: Partition, run: Run, event: ev.Event) -> TuttiError | None:
+    def apply(self, partition: Partition, run: Run, event: ev.Event) -> Outcome:
         """Let something happen to a Run: into the batch what must be written, after it what must be done."""
         outcome = advance(run, event, time.time(), self.settings.step_timeout_s)
         if not outcome.commands and not outcome.accepted:
-            return outcome.refusal
+            return outcome
         partition.merge(run, outcome)
         for command in outcome.commands:
             if type(command) is cmd.QueueStep:
                 self._to_queue.append((run, command.step, command.item))
             else:
                 partition.after_commit(run, command)
+        if run.record.status in _IDLE:
+            partition.idle.add(run.run_id)
+        elif partition.idle:
+            partition.idle.discard(run.run_id)
         self._dirty.set()
         if not self._is_queueing:
             self._queue_all()
-        return outcome.refusal
+        return outcome
 
     def _queue_all(self) -> None:
-        """Queue what became ready. Starting or refusing it may make more ready: a loop, so that no chain
-        is too long.
-        """
+        """Queue what became ready. Starting or refusing it may make more ready: a loop, no recursion."""
         self._is_queueing = True
         try:
             while self._to_queue:
@@ -218,57 +213,71 @@ class Driver:
         elif kind == b"command":
             await self._take_command(partition, run_id, fields)
         elif kind == b"ended":
-            run = await self._require(partition, run_id)
-            if run is not None:
-                status = RunStatus(fields[b"status"].decode())
-                self.apply(partition, run, ev.PredecessorEnded(fields[b"run"].decode(), status))
+            status = RunStatus(fields[b"status"].decode())
+            await self._deliver(partition, run_id, ev.PredecessorEnded(fields[b"run"].decode(), status))
         partition.handled(entry)
         self._dirty.set()
 
     def _take_submission(self, partition: Partition, run_id: str, fields: dict[bytes, bytes]) -> None:
         if run_id in partition.runs or run_id in partition.adopted or run_id in partition.parked_ids:
             return
-        run = decode_run(
-            {b"header": fields[b"h"], b"plan": fields[b"p"], b"inputs": fields[b"i"], b"record": fields[b"s"]}
-        )
-        if self.num_loaded >= self.settings.max_loaded_runs:
-            self._park(partition, run)
-        else:
-            self.adopt(partition, run)
+        names = {b"header": b"h", b"plan": b"p", b"inputs": b"i", b"record": b"s"}
+        self.take_in(partition, decode_run({name: fields[short] for name, short in names.items()}))
 
-    def _park(self, partition: Partition, run: Run) -> None:
-        partition.park(run.run_id, run.record.priority, run.header.created_at)
+    def take_in(self, partition: Partition, run: Run) -> None:
+        """Take a Run into memory, or park it where there is no room. What has attempts out goes first, and
+        what waits for other Runs takes no room: else it could keep out the one it waits for.
+        """
+        if run.record.status.is_terminal:
+            return
+        has_room = self.num_loaded < self.settings.max_loaded_runs
+        if has_room or run.running or run.record.status is RunStatus.PENDING:
+            self._adopt(partition, run)
+            return
+        self._line.add(partition, run)
         if run.record.deadline_at is not None:
             self.timers.set((run.run_id, -1, -1), run.record.deadline_at)
 
     @property
     def num_loaded(self) -> int:
-        """Runs in memory, over all partitions."""
-        return sum(len(partition.runs) for partition in self.partitions.values())
+        """Runs in memory that can go on, over all partitions."""
+        return sum(len(partition.runs) - len(partition.idle) for partition in self.partitions.values())
 
-    def adopt(self, partition: Partition, run: Run) -> None:
-        """Take a Run into memory and let it go on."""
+    def _adopt(self, partition: Partition, run: Run) -> None:
         partition.runs[run.run_id] = run
+        partition.parked_ids.discard(run.run_id)
+        if run.record.status in _IDLE:
+            partition.idle.add(run.run_id)
         self.apply(partition, run, ev.RunAdopted())
 
-    async def _require(self, partition: Partition, run_id: str) -> Run | None:
-        """Return a Run that has not ended, loading it where it waits in Redis."""
+    def _adopt_parked(self, partition: Partition, run: Run) -> None:
+        """Adopt a Run that was loaded, unless it came in by another way meanwhile."""
+        if run.run_id in partition.parked_ids and not partition.is_lost:
+            self._adopt(partition, run)
+
+    async def _deliver(self, partition: Partition, run_id: str, event: ev.Event) -> Outcome | None:
+        """Let something happen to a Run, loading it where it is parked; None where it does not go on.
+        Nothing of a parked Run starts before the event: it may be the one that forbids it.
+        """
+        parked: list[Run] = []
         if run_id in partition.parked_ids:
-            partition.parked_ids.discard(run_id)
-            async for run in self.journal.load(partition.number, [run_id]):
-                self.adopt(partition, run)
-        return partition.runs.get(run_id)
+            parked = [run async for run in self.journal.load(partition.number, [run_id])]
+        self._is_queueing = True
+        try:
+            for run in parked:
+                self._adopt_parked(partition, run)
+            found = partition.runs.get(run_id)
+            return None if found is None else self.apply(partition, found, event)
+        finally:
+            self._queue_all()
 
     async def _take_command(self, partition: Partition, run_id: str, fields: dict[bytes, bytes]) -> None:
-        command_id = fields[b"c"].decode()
-        run = await self._require(partition, run_id)
-        if run is None:
-            partition.answer(command_id, verdict_of(await self._refusal_of(partition, run_id)))
-            return
-        body = orjson.loads(fields[b"d"])
-        event = _command_event(body)
-        refusal = InvalidInput("unknown command") if event is None else self.apply(partition, run, event)
-        partition.answer(command_id, verdict_of(refusal))
+        refusal: TuttiError | None = InvalidInput("unknown command")
+        event = command_event(orjson.loads(fields[b"d"]))
+        if event is not None:
+            outcome = await self._deliver(partition, run_id, event)
+            refusal = await self._refusal_of(partition, run_id) if outcome is None else outcome.refusal
+        partition.answer(fields[b"c"].decode(), verdict_of(refusal))
 
     async def _refusal_of(self, partition: Partition, run_id: str) -> TuttiError:
         async for run in self.journal.load(partition.number, [run_id]):
@@ -277,15 +286,22 @@ class Driver:
         return NotFound(f"run {run_id} not found")
 
     async def unpark(self) -> None:
-        """Load waiting Runs while there is room."""
-        for partition in list(self.partitions.values()):
-            room = self.settings.max_loaded_runs - self.num_loaded
-            if room <= 0:
-                return
-            if partition.parked:
-                async for run in self.journal.load(partition.number, partition.unpark(min(room, 500))):
-                    if not partition.is_lost and run.run_id not in partition.runs:
-                        self.adopt(partition, run)
+        """Load parked Runs while there is room."""
+        room = self.settings.max_loaded_runs - self.num_loaded
+        places = self._line.take(self.partitions, min(room, _UNPARK_AT_ONCE))
+        owners = {place.partition: self.partitions[place.partition] for place in places}
+        loaded: dict[str, Run] = {}
+        try:
+            for number in owners:
+                run_ids = [place.run_id for place in places if place.partition == number]
+                async for run in self.journal.load(number, run_ids):
+                    loaded[run.run_id] = run
+        except TuttiError:
+            self._line.put_back(places)
+            raise
+        for place in places:
+            if place.run_id in loaded:
+                self._adopt_parked(owners[place.partition], loaded[place.run_id])
 
     # -- commits
 
@@ -317,7 +333,8 @@ class Driver:
                 if isinstance(link, ReplicaLink):
                     link.acknowledge(seq)
             for run, command in each.commands:
-                self._carry_out(each.partition, run, command)
+                if not each.partition.is_lost or type(command) in _STILL_OURS:
+                    self._carry_out(each.partition, run, command)
         if self._searched:
             self._search()
         if self._relays:
@@ -373,6 +390,7 @@ class Driver:
 
     def _forget(self, partition: Partition, run: Run) -> None:
         partition.runs.pop(run.run_id, None)
+        partition.idle.discard(run.run_id)
         self.timers.clear((run.run_id, -1, -1))
         self.figures.observe_run(run)
         self.on_end(RunEnd(run))
@@ -425,7 +443,7 @@ class Driver:
         while True:
             try:
                 return await attempt()
-            except Unavailable:
+            except TuttiError:
                 await asyncio.sleep(_RETRY_PAUSE_S)
 
     # -- timers
@@ -444,9 +462,7 @@ class Driver:
     async def _wake_parked(self, run_id: str) -> None:
         partition = self.partitions.get(partition_of(run_id, self.settings.num_partitions))
         if partition is not None and run_id in partition.parked_ids:
-            run = await self._insist(lambda: self._require(partition, run_id))
-            if run is not None:
-                self.apply(partition, run, ev.TimerFired(-1, -1, 0.0))
+            await self._insist(lambda: self._deliver(partition, run_id, ev.TimerFired(-1, -1, 0.0)))
 
     # -- ownership
 
@@ -458,6 +474,8 @@ class Driver:
         partition.is_lost = True
         if self.partitions.get(partition.number) is partition:
             del self.partitions[partition.number]
+        for run_id in partition.parked_ids:
+            self.timers.clear((run_id, -1, -1))
         for run in partition.runs.values():
             self.timers.clear((run.run_id, -1, -1))
             for step, item in run.running | run.backoff:
@@ -480,14 +498,3 @@ class Driver:
         for task in self._tasks:
             task.cancel()
         self.dispatcher.close()
-
-
-def _command_event(body: dict[str, Any]) -> ev.Event | None:
-    kind = body["kind"]
-    if kind == "cancel":
-        return ev.CancelRequested(str(body.get("reason") or ""))
-    if kind == "pause":
-        return ev.PauseRequested()
-    if kind == "resume":
-        return ev.ResumeRequested()
-    return ev.PriorityRequested(int(body["priority"])) if kind == "priority" else None

@@ -173,14 +173,21 @@ class Orchestrator:
         self._server_run_id = run_id
 
     async def _claim(self, most: int) -> None:
+        began, lease_s = time.monotonic(), self._settings.owner_lease_s
         others = [p for p in range(self._settings.num_partitions) if p not in self._driver.partitions]
         for number in others:
             if most <= 0 or self._is_draining:
                 return
-            claimed = (await self._journal.own([number], self._settings.owner_lease_s))[number]
+            claimed = (await self._journal.own([number], lease_s))[number]
+            if claimed.owned and not claimed.is_new:
+                # We hold a lease on what we gave up: only a new epoch is sure to start from what is written.
+                await self._journal.own([number], 0.0)
+                claimed = (await self._journal.own([number], lease_s))[number]
             if claimed.owned:
                 most -= 1
                 await self._take_over(number, claimed.epoch)
+            if time.monotonic() - began > lease_s / 3:
+                return  # the leases we have must be renewed first
 
     async def _take_over(self, number: int, epoch: int) -> None:
         """Load a partition: first the inbox as it stands, then the Runs, then what the inbox asks of them."""
@@ -190,19 +197,19 @@ class Orchestrator:
         active = await self._journal.active_ids(number)
         partition.adopted = {run_id for run_id, _ in active}
         partition.adopted.update(e.fields[b"r"].decode() for e in backlog if e.fields[b"k"] == b"submit")
-        room = max(self._settings.max_loaded_runs - self._driver.num_loaded, 0)
         self._driver.partitions[number] = partition
-        async for run in self._journal.load(number, [run_id for run_id, _ in active[:room]]):
-            if not run.record.status.is_terminal:
-                self._driver.adopt(partition, run)
-        async for run in self._journal.load(number, [run_id for run_id, _ in active[room:]]):
-            partition.park(run.run_id, run.record.priority, run.header.created_at)
-        for entry in backlog:
-            await self._driver.take_entry(entry)
-        while await self._journal.relay_outbox(number):
-            continue
+        try:
+            async for run in self._journal.load(number, [run_id for run_id, _ in active]):
+                self._driver.take_in(partition, run)
+            for entry in backlog:
+                await self._driver.take_entry(entry)
+            while await self._journal.relay_outbox(number):
+                continue
+            partition.is_open = not partition.is_lost
+        finally:
+            if not partition.is_open:
+                self._driver.lose(partition, "it could not be loaded")
         asyncio.get_running_loop().call_later(_ADOPTED_KEPT_S, partition.adopted.clear)
-        partition.is_open = True
         if active:
             took_s = round(time.monotonic() - began, 3)
             _log.info("partition taken over", partition=number, runs=len(active), took_s=took_s)

@@ -5,28 +5,20 @@ Everything here happens between two awaits of the orchestrator's loop: no I/O, o
 
 from __future__ import annotations
 
-import heapq
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from cluster.engine import Outcome, Run
 from cluster.errors import TuttiError
+from cluster.model import events as ev
 from cluster.store.journal import CommitBatch, RunChange
 
 if TYPE_CHECKING:
     from cluster.model.commands import Command
     from cluster.store.journal import InboxEntry
 
-__all__ = ["Parked", "Partition", "TakenBatch", "verdict_of"]
-
-
-class Parked(NamedTuple):
-    """A Run beyond the window: only its place in the line is in memory."""
-
-    order: int
-    created_at: float
-    run_id: str
+__all__ = ["Partition", "TakenBatch", "command_event", "verdict_of"]
 
 
 class TakenBatch(NamedTuple):
@@ -43,7 +35,8 @@ class Partition:
 
     Attributes:
         runs: Runs in memory that have not ended.
-        parked: Runs that wait in Redis for room in memory, as a heap.
+        idle: Ids of Runs in memory that wait for other Runs or are paused; they leave room for others.
+        parked_ids: Ids of Runs that wait in Redis for room in memory.
         adopted: Ids loaded at the takeover: their inbox entries are old news.
         cursor: Last inbox id handled.
         is_open: It is loaded; its inbox may be read.
@@ -54,7 +47,7 @@ class Partition:
         self.number = number
         self.epoch = epoch
         self.runs: dict[str, Run] = {}
-        self.parked: list[Parked] = []
+        self.idle: set[str] = set()
         self.parked_ids: set[str] = set()
         self.adopted: set[str] = set()
         self.cursor = "0-0"
@@ -122,22 +115,6 @@ class Partition:
         self._changes, self._commands, self._verdicts, self._acks = {}, [], [], {}
         return taken
 
-    def park(self, run_id: str, priority: int, created_at: float) -> None:
-        """Let a Run wait in Redis."""
-        if run_id not in self.parked_ids:
-            self.parked_ids.add(run_id)
-            heapq.heappush(self.parked, Parked(-priority, created_at, run_id))
-
-    def unpark(self, count: int) -> list[str]:
-        """Take out the ids of up to `count` Runs that go first."""
-        taken: list[str] = []
-        while self.parked and len(taken) < count:
-            parked = heapq.heappop(self.parked)
-            if parked.run_id in self.parked_ids:
-                self.parked_ids.discard(parked.run_id)
-                taken.append(parked.run_id)
-        return taken
-
 
 def verdict_of(refusal: TuttiError | None) -> str:
     """Encode a verdict: an empty object says it was carried out."""
@@ -145,3 +122,15 @@ def verdict_of(refusal: TuttiError | None) -> str:
         return "{}"
     details = {key: str(value) for key, value in refusal.details.items()}
     return orjson.dumps({"code": refusal.code, "message": refusal.message, "details": details}).decode()
+
+
+def command_event(body: dict[str, Any]) -> ev.Event | None:
+    """Read a command of the inbox; None where it is none that we know."""
+    kind = body["kind"]
+    if kind == "cancel":
+        return ev.CancelRequested(str(body.get("reason") or ""))
+    if kind == "pause":
+        return ev.PauseRequested()
+    if kind == "resume":
+        return ev.ResumeRequested()
+    return ev.PriorityRequested(int(body["priority"])) if kind == "priority" else None

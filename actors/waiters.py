@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from actors.driver import RunEnd
 from cluster.errors import FailureCode, NotFound, RunFailed
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model.blob_reference import resolve
@@ -18,13 +17,26 @@ from cluster.model.plan import Json
 
 if TYPE_CHECKING:
     from actors.driver import Driver
+    from cluster.engine import Run
     from cluster.store.blobs import BlobStore
     from cluster.store.run_store import RunStore
 
-__all__ = ["Waiters"]
+__all__ = ["RunEnd", "Waiters"]
 
 _FIRST_RECHECK_S = 0.01
 _LAST_RECHECK_S = 1.0
+
+
+class RunEnd:
+    """How a Run ended, for who waits in this process."""
+
+    __slots__ = ("error", "output", "run_id", "status")
+
+    def __init__(self, run: Run) -> None:
+        self.run_id = run.run_id
+        self.status = run.record.status
+        self.error = run.record.error
+        self.output = run.render_output() if self.status is RunStatus.SUCCEEDED else b"null"
 
 
 class Waiters:

@@ -131,13 +131,14 @@ class RunningService:
 
     # -- Runs
 
-    def command(self, run_id: str, kind: str, **options: Any) -> None:
-        """Send a command as the edge does, and wait for its verdict."""
+    def command(self, run_ids: str | Sequence[str], kind: str, **options: Any) -> None:
+        """Send a command to one Run or to many as the edge does, and wait for the verdicts."""
+        ids = [run_ids] if isinstance(run_ids, str) else run_ids
 
         async def send() -> None:
             store = RunStore.connect(self.settings)
             try:
-                await store.command(run_id, None, kind, **options)
+                await asyncio.gather(*(store.command(run_id, None, kind, **options) for run_id in ids))
             finally:
                 await store.close()
 
