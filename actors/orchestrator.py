@@ -147,7 +147,7 @@ class Orchestrator:
             await asyncio.sleep(max(every_s - (time.monotonic() - began), 0.05))
 
     async def _hold_leases(self) -> None:
-        living = await self._journal.announce()
+        living = await self._journal.announce(self._settings.owner_lease_s)
         await self._notice_restart()
         share = math.ceil(self._settings.num_partitions / max(len(living), 1))
         owned = self._driver.partitions

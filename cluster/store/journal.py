@@ -106,14 +106,18 @@ class Journal:
 
     # -- ownership
 
-    async def announce(self) -> list[str]:
-        """Show a sign of life and return the ids of living orchestrators, sorted."""
+    async def announce(self, silence_s: float = 5.0) -> list[str]:
+        """Show a sign of life and return the ids of living orchestrators, sorted.
+
+        Args:
+            silence_s: Who gave no sign for this long counts as dead.
+        """
         now = time.time()
         with redis_errors_as_ours():
             pipe = self.redis.pipeline(transaction=False)
             pipe.zadd(keys.ORCHESTRATORS, {self._owner_id: now})
             pipe.zremrangebyscore(keys.ORCHESTRATORS, "-inf", now - 60)
-            pipe.zrangebyscore(keys.ORCHESTRATORS, now - 5, "+inf")
+            pipe.zrangebyscore(keys.ORCHESTRATORS, now - silence_s, "+inf")
             *_, living = await pipe.execute()
         return sorted(each.decode() for each in living)
 

@@ -30,6 +30,12 @@ def test_kill_of_an_orchestrator_under_load_loses_no_run_and_repeats_no_result(
     service.await_running(next(each.run_id for each in load if each.plan.name == "sleep"))
 
     service.kill(service.orchestrator_status(0)["pid"])
+    epochs = {p: epoch_of(service, p) for p in range(service.settings.num_partitions)}
+    eventually(
+        lambda: sum(epoch_of(service, p) > epoch for p, epoch in epochs.items()) >= len(epochs) // 2,
+        "its partitions have another owner",
+        within_s=service.settings.owner_lease_s + 5,
+    )
 
     check_all(service, load)
 
