@@ -12,7 +12,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.pool_table import Needs
 from actors.replica_link import LinkOwner, ReplicaLink
@@ -64,7 +64,7 @@ class Dispatcher:
         self._pool_by_capability: dict[str, PoolEntry] = {}
         self._links_by_pool: dict[str, list[ReplicaLink]] = {}
         self._pools: dict[str, PoolEntry] = {}
-        self._dead: set[str] = set()
+        self._dead: dict[str, Any] = {}
         self._numbers = itertools.count()
 
     # -- what waits
@@ -171,13 +171,14 @@ class Dispatcher:
 
     def update(self, table: PoolTable) -> None:
         """Take the scheduler's table over."""
-        if table.version < self.version:
-            self._dead.clear()  # another scheduler: it has looked at every replica, and may use a name again
         self.version = table.version
         self._pools = {pool.name: pool for pool in table.pools}
         self._pool_by_capability = {name: pool for pool in table.pools for name in pool.capabilities}
         listed = {entry.replica_id: entry for entry in table.replicas}
-        self._dead &= listed.keys()
+        # By handle: a scheduler that was restarted may use a name again.
+        self._dead = {
+            name: h for name, h in self._dead.items() if name in listed and listed[name].handle == h
+        }
         for replica_id in self._dead:
             del listed[replica_id]
         for replica_id, entry in listed.items():
@@ -199,7 +200,7 @@ class Dispatcher:
     def drop(self, link: ReplicaLink) -> None:
         """Forget a replica that is gone, also while the scheduler has not noticed yet and still lists it."""
         self.links.pop(link.replica_id, None)
-        self._dead.add(link.replica_id)
+        self._dead[link.replica_id] = link.entry.handle
         self._regroup()
 
     def _regroup(self) -> None:

@@ -124,7 +124,8 @@ class Scheduler:
         self._pools: dict[str, _Pool] = {}
         self._replicas: dict[str, _ReplicaState] = {}
         self._claimants: dict[str, _Claimant] = {}
-        self._version = 0
+        # Higher than any version of the scheduler before: who has its table must not take ours for the same.
+        self._version = time.time_ns() // 1_000_000
         self._changed = asyncio.Event()
         self._numbers: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -59,6 +59,13 @@ def eventually(found: Callable[[], T], what: str, within_s: float = 30.0) -> T:
         time.sleep(_POLL_S)
 
 
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 class RunningService:
     """Redis and actors of one test module."""
 
@@ -71,6 +78,11 @@ class RunningService:
         self.redis = redis.Redis.from_url(url)
         try:
             start_actors(self.settings)
+            share = self.settings.num_partitions // self.settings.num_orchestrators
+            eventually(
+                lambda: all(len(status["partitions"]) == share for status in self.statuses()),
+                "the partitions are shared evenly",
+            )
         except BaseException:
             self.stop()
             raise
@@ -119,12 +131,14 @@ class RunningService:
         return eventually(look, f"a replica of pool {pool}")
 
     def actor_pid(self, kind: str) -> int:
-        """Process id of the one actor process of this kind below us (`ray::Scheduler`)."""
-        found = [
-            p.pid for p in psutil.Process().children(recursive=True) if p.name().startswith(f"ray::{kind}")
-        ]
-        assert len(found) == 1, f"{kind}: {found}"
-        return found[0]
+        """Process id of the one actor process of this kind below us (`ray::Scheduler`), once there is one."""
+
+        def look() -> int:
+            children = psutil.Process().children(recursive=True)
+            found = [child.pid for child in children if _name_of(child).startswith(f"ray::{kind}")]
+            return found[0] if len(found) == 1 else 0
+
+        return eventually(look, f"one process of the actor {kind}")
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
