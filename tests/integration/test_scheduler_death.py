@@ -17,9 +17,10 @@ def kill_scheduler(service: RunningService) -> int:
 
 
 def await_new_scheduler(service: RunningService, old_pid: int) -> None:
+    eventually(lambda: service.actor_pid("Scheduler") != old_pid, "another scheduler lives")
     eventually(
-        lambda: service.actor_pid("Scheduler") != old_pid and service.scheduler_status()["version"] > 0,
-        "another scheduler works",
+        lambda: ray.get(handles.find_actor(handles.SCHEDULER).start.remote(), timeout=20) is None,
+        "it has looked at everything",
     )
 
 
