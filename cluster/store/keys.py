@@ -32,7 +32,20 @@ from __future__ import annotations
 
 from binascii import crc32
 
-__all__ = ["FORMAT_VERSION", "PERMANENT", "PartitionKeys", "partition_of"]
+__all__ = [
+    "DURATIONS",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "LEDGER",
+    "METRICS_TTL_S",
+    "ORCHESTRATORS",
+    "PERMANENT",
+    "VERDICT_TTL_S",
+    "WATCHERS_TTL_S",
+    "PartitionKeys",
+    "metrics_key",
+    "partition_of",
+]
 
 FORMAT_VERSION = "1"
 VERDICT_TTL_S = 60
