@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from cluster.errors import Unavailable
 from cluster.lifecycle.run_status import RunEventKind
 from cluster.model.view import RunEvent
 from cluster.store.connection import connect_redis, redis_errors_as_ours
@@ -26,6 +27,7 @@ __all__ = ["EventFeed"]
 
 _RECHECK_S = 5.0
 _RECONNECT_S = 0.2
+_PATIENCE_S = 15.0
 _PAGE = 500
 _TERMINAL = frozenset({RunEventKind.SUCCEEDED, RunEventKind.FAILED, RunEventKind.CANCELLED})
 
@@ -118,28 +120,38 @@ class EventFeed:
     async def follow(
         self, redis: Redis, partition: PartitionKeys, run_id: str, after_seq: int
     ) -> AsyncIterator[RunEvent]:
-        """Yield events after `after_seq`, ending after the terminal one or when the stream has expired."""
+        """Yield events after `after_seq`, ending after the terminal one or when the stream has expired.
+
+        Raises:
+            Unavailable: The store is away: at once when nothing could be read yet, since the caller can
+                still answer with an error; later only when it stays away for 15 s.
+        """
         await self._ensure_listening()
+        loop = asyncio.get_running_loop()
         woken = asyncio.Event()
         self._followers.setdefault(run_id, set()).add(woken)
+        give_up_at = loop.time()
         try:
             while True:
                 woken.clear()
-                events = await self._read(redis, partition.events(run_id), after_seq)
+                try:
+                    events = await self._read(redis, partition.events(run_id), after_seq)
+                    if not events and await self._is_over(redis, partition, run_id, after_seq):
+                        return
+                except Unavailable:
+                    if loop.time() >= give_up_at:
+                        raise
+                    await asyncio.sleep(_RECONNECT_S)
+                    continue
                 for event in events:
                     after_seq = event.seq
                     yield event
                     if event.type in _TERMINAL:
                         return
-                if len(events) == _PAGE:
-                    continue
-                with redis_errors_as_ours():
-                    if not events and not await redis.exists(partition.events(run_id)):
-                        return
-                if not events and await self._is_over(redis, partition, run_id, after_seq):
-                    return
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), _RECHECK_S)
+                if len(events) < _PAGE:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(woken.wait(), _RECHECK_S)
+                give_up_at = loop.time() + _PATIENCE_S
         finally:
             followers = self._followers.get(run_id)
             if followers is not None:
@@ -148,7 +160,7 @@ class EventFeed:
                     del self._followers[run_id]
 
     async def _is_over(self, redis: Redis, partition: PartitionKeys, run_id: str, after_seq: int) -> bool:
-        """Whether nothing will come: the caller has already seen the terminal event."""
+        """Whether nothing will come: the stream has expired, or the caller has already seen its end."""
         with redis_errors_as_ours():
             newest: Any = await redis.xrevrange(partition.events(run_id), count=1)
         if not newest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import redis as sync_redis
@@ -13,8 +14,9 @@ from cluster.errors import Conflict, NotFound, Unavailable
 from cluster.model import events as ev
 from cluster.model.view import RunEvent
 from cluster.store.run_store import RunStore
+from serve_app.launch.redis_server import EmbeddedRedis
 from tests.integration.store.conftest import OpenOwner, OpenStore
-from tests.integration.store.owner import TestOwner, chain, ids_in, submission
+from tests.integration.store.owner import TestOwner, chain, ids_in, settings_for, submission
 
 pytestmark = pytest.mark.integration
 
@@ -144,6 +146,36 @@ async def test_every_connection_broken_again_and_again_costs_no_event(
         client.client_kill_filter(_type="normal", skipme=True)
     await asyncio.wait_for(follower, 15.0)
     assert [event.seq for event in seen] == list(range(1, 24))
+
+
+async def test_follower_outlives_the_death_of_redis_and_sees_every_event_once(
+    each_redis_binary: str, tmp_path: Path
+) -> None:
+    """A plain gRPC stream has no way to go on where it broke off: the server must not let it break."""
+    server = EmbeddedRedis(tmp_path, "strict", each_redis_binary)
+    store = RunStore.connect(settings_for(server.start()))
+    owner = TestOwner(server.url, "owner-1")
+    (run_id,) = ids_in(0, 1)
+    seen: list[RunEvent] = []
+    try:
+        await store.submit(submission(run_id, plan=chain(3)))
+        assert await owner.claim()
+        follower = asyncio.create_task(collect(store, run_id, seen))
+        await until(lambda: len(seen) == 1)
+        server.kill()
+        for _ in range(5):
+            store._feed._wake_all()  # so that it reads, and finds nobody
+            with pytest.raises(Unavailable):
+                await anext(store.follow(run_id, None))
+            assert not follower.done()
+        assert server.restart_if_dead()
+        await owner.run_all()
+        await asyncio.wait_for(follower, 10.0)
+    finally:
+        await owner.close()
+        await store.close()
+        server.stop()
+    assert [event.seq for event in seen] == list(range(1, 10))
 
 
 async def test_follow_of_an_unknown_or_foreign_run_is_not_found(
