@@ -24,7 +24,9 @@ class Arrangement(StrEnum):
     """How the agents of a recipe are put together."""
 
     PARALLEL = "parallel"
-    """Every agent gets the Run's inputs and works without the others; one success is enough."""
+    """Every agent gets the Run's inputs and works without the others; one success is enough. The output is
+    that of the last agent, of the same kind as in the other arrangements; the others' stand at their Steps.
+    """
     SEQUENTIAL = "sequential"
     """One after another, each on the output of the one before; the first failure ends the Run."""
     HYBRID = "hybrid"
@@ -123,7 +125,8 @@ def arranged_plan(name: str, arrangement: Arrangement) -> CompiledPlan:
     recipe = recipe_of(name)
     if arrangement is Arrangement.PARALLEL:
         steps = tuple(_step(stage.agent, {"inputs": _ALL_INPUTS}) for stage in recipe.stages)
-        return compile_plan(Plan(name=name, steps=steps, success=SuccessRule.ANY))
+        output = _output_of(recipe.stages[-1].agent)
+        return compile_plan(Plan(name=name, steps=steps, output=output, success=SuccessRule.ANY))
     if arrangement is Arrangement.HYBRID and len(recipe.stages) > 1:
         first, *others = recipe.stages
         spread = Step(

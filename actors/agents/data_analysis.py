@@ -1,7 +1,8 @@
 """The `data_analysis` agent: statistics over what was ingested.
 
-It works on the ingest's output, or on raw inputs where it runs alone. Numbers only, no sentences: those are
-the synthesis'. The work runs in a thread and looks between its parts whether it is still wanted.
+It works on the ingest's output, on a list of them where a map ingested each input by itself, or on raw inputs
+where it runs alone. Numbers only, no sentences: those are the synthesis'. The work runs in a thread and looks
+between its parts whether it is still wanted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def analyse(ingested: Json, context: AgentContext, begin: float = 0.0, end: floa
     """Compute the statistics of all items. Blocks; call it in a thread.
 
     Args:
-        ingested: The output of `data_ingest`.
+        ingested: The output of `data_ingest`, or a list of such outputs, which count as one.
         context: Told the progress, asked for blobs and whether to go on.
         begin: Progress of the Step when this starts, 0 to 1.
         end: Progress of the Step when this ends, 0 to 1.
@@ -38,17 +39,11 @@ def analyse(ingested: Json, context: AgentContext, begin: float = 0.0, end: floa
         StepError: The data is no ingest output, the bytes of an image cannot be read, or the Step was
             cancelled.
     """
-    items = ingested.get("items") if isinstance(ingested, dict) else None
-    if not isinstance(items, list):
-        raise StepError("data must be the output of data_ingest", code=FailureCode.VALIDATION_ERROR)
+    items = _items_of(ingested)
     parts: dict[str, list[dict[str, Json]]] = {
         name: [] for name in ("tables", "texts", "images", "values", "binaries")
     }
     for number, item in enumerate(items):
-        if not isinstance(item, dict) or "input_id" not in item:
-            raise StepError(
-                f"item {number} of the data is no ingested item", code=FailureCode.VALIDATION_ERROR
-            )
 
         def part_done(
             fraction: float, message: str, number: int = number, name: str = item["input_id"]
@@ -79,6 +74,35 @@ def analyse(ingested: Json, context: AgentContext, begin: float = 0.0, end: floa
             **{f"num_{name}": len(described) for name, described in parts.items()},
         },
     }
+
+
+def _items_of(ingested: Json) -> list[dict[str, Any]]:
+    """Join the items of one or many ingest outputs, in order, each under an id that no other has.
+
+    Two outputs may name an input alike: ingests that a map ran do not know of each other, and both count from
+    one where the client gave no ids.
+    """
+    items: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for output in ingested if isinstance(ingested, list) else [ingested]:
+        found = output.get("items") if isinstance(output, dict) else None
+        if not isinstance(found, list):
+            raise StepError(
+                "data must be the output of data_ingest or a list of such outputs",
+                code=FailureCode.VALIDATION_ERROR,
+            )
+        for item in found:
+            if not isinstance(item, dict) or not isinstance(item.get("input_id"), str):
+                raise StepError(
+                    f"item {len(items)} of the data is no ingested item", code=FailureCode.VALIDATION_ERROR
+                )
+            input_id, number = item["input_id"], 1
+            while input_id in taken:
+                number += 1
+                input_id = f"{item['input_id']} ({number})"
+            taken.add(input_id)
+            items.append({**item, "input_id": input_id})
+    return items
 
 
 def _describe(item: dict[str, Any], context: AgentContext, part_done: Any) -> tuple[str, dict[str, Json]]:
@@ -149,7 +173,8 @@ class DataAnalysis:
         """Analyse.
 
         Args:
-            inputs: `{"data": <output of data_ingest>}`, or `{"inputs": […]}` as data_ingest takes them.
+            inputs: `{"data": <output of data_ingest, or a list of them>}`, or `{"inputs": […]}` as
+                data_ingest takes them.
             context: Progress, blobs, cancellation.
 
         Returns:

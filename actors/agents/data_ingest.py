@@ -1,8 +1,7 @@
 """The `data_ingest` agent: what clients send, as items that the analysis can read.
 
 It says clearly what is wrong with which input, and refuses a bad one rather than leaving it out: a report
-    over less
-than was sent would look complete. Its output depends on its input alone.
+over less than was sent would look complete. Its output depends on its input alone.
 """
 
 from __future__ import annotations
@@ -70,11 +69,13 @@ async def ingest(inputs: Json, context: AgentContext, progress_share: float = 1.
 
 
 def resolve_blob(value: Json, context: AgentContext) -> Json:
-    """Give a JSON value itself where a large one travels as a blob reference.
+    """Give a JSON value itself where a large one, or an entry of a list, travels as a blob reference.
 
     Raises:
         StepError: The blob is not there or holds no JSON; retryable, a store may be away for a moment.
     """
+    if isinstance(value, list):
+        return [resolve_blob(entry, context) for entry in value]
     if not (isinstance(value, dict) and "$blob" in value):
         return value
     import orjson

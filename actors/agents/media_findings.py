@@ -28,7 +28,7 @@ def find_in_text(text: dict[str, Any], name: str, found: Findings) -> None:
     evidence = {key: text[key] for key in ("num_words", "num_sentences", "num_paragraphs", "reading_minutes")}
     if ease:
         score = ease["flesch_reading_ease"]
-        statement += f"; it reads {ease['level']} (Flesch {say_number(score)})"
+        statement += f"; its reading level is {ease['level']} (Flesch {say_number(score)})"
         evidence |= {"flesch_reading_ease": score, "level": ease["level"]}
     found.insights.append(finding(text, name, f"{statement}.", 0.5, evidence))
     terms = [str(term["term"]) for term in text["key_terms"][:5] if term["count"] > 1]
@@ -38,7 +38,9 @@ def find_in_text(text: dict[str, Any], name: str, found: Findings) -> None:
     if text["key_sentences"]:
         sentence = text["key_sentences"][0]
         found.insights.append(
-            finding(text, name, f"Its most telling sentence: “{sentence}”", 0.4, {"sentence": sentence})
+            finding(
+                text, name, f"The most telling sentence of {name}: “{sentence}”", 0.4, {"sentence": sentence}
+            )
         )
     if ease and ease["flesch_reading_ease"] < 30:
         found.anomalies.append(

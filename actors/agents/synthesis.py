@@ -2,7 +2,7 @@
 
 It puts the findings in order, writes the summary from them and hands on the statistics the charts need. Same
 analysis, same report, to the byte: no clock, no chance. It refuses to add anything that the numbers do not
-    say.
+say.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from actors.agents.data_ingest import ingest, resolve_blob
 from actors.agents.media_findings import find_in_image, find_in_text, find_in_value, find_links
 from actors.agents.table_findings import Findings, find_in_table
 from actors.agents.wording import in_words, plural, say_list
+from cluster.errors import FailureCode, StepError
 from cluster.model.plan import Json
 
 __all__ = ["Synthesis", "write_report"]
@@ -133,15 +134,16 @@ class Synthesis:
         """Write the report.
 
         Args:
-            inputs: `{"analysis": …}`; or `{"ingested": …}` or `{"inputs": […]}`, which are analysed first; or
-                nothing. `metadata.report_title` here or in the Run's metadata is the title.
+            inputs: `{"analysis": …}`; or `{"ingested": …}` (one output of data_ingest, or a list) or
+                `{"inputs": […]}`, which are analysed first; or nothing. `metadata.report_title` here or in
+                the Run's metadata is the title.
             context: Progress, blobs, the Run's id.
 
         Returns:
             See `write_report`.
 
         Raises:
-            StepError: See `data_ingest.ingest` and `data_analysis.analyse`.
+            StepError: The analysis is none; or see `data_ingest.ingest` and `data_analysis.analyse`.
         """
         given = inputs if isinstance(inputs, dict) else {"inputs": inputs}
         analysis = await asyncio.to_thread(resolve_blob, given.get("analysis"), context)
@@ -150,6 +152,8 @@ class Synthesis:
             if ingested is None:
                 ingested = await ingest(given, context, progress_share=0.2)
             analysis = await asyncio.to_thread(analyse, ingested, context, 0.2, 0.8)
+        if not isinstance(analysis, dict) or analysis.get("type") != "analysis_result":
+            raise StepError("analysis must be the output of data_analysis", code=FailureCode.VALIDATION_ERROR)
         await context.progress(0.9, "writing the report")
         title = _title_told(given.get("metadata")) or _title_told(context.metadata)
         return await asyncio.to_thread(write_report, analysis, context.run_id, title)

@@ -29,6 +29,14 @@ def test_parallel_report_gives_every_agent_the_inputs_and_tolerates_failures():
     assert {str(step.inputs) for step in plan.steps} == {"{'inputs': {'$ref': 'inputs.inputs'}}"}
 
 
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_output_is_that_of_the_last_agent_in_every_arrangement(name):
+    last = recipe_of(name).stages[-1].agent
+    for arrangement in Arrangement:
+        (reference,) = arranged_plan(name, arrangement).output.references
+        assert (reference.step, reference.path) == (last, ())
+
+
 def test_hybrid_report_spreads_the_first_agent_over_the_inputs():
     first, *others = arranged_plan("report_generation", Arrangement.HYBRID).plan.steps
     assert first.map == {"$ref": "inputs.inputs"}

@@ -342,3 +342,40 @@ async def test_data_that_was_not_ingested_is_refused(context, data) -> None:
     with pytest.raises(StepError) as caught:
         await DataAnalysis().execute({"data": data}, context)
     assert caught.value.code == FailureCode.VALIDATION_ERROR
+
+
+async def test_outputs_of_many_ingests_count_as_one_in_their_order(context, samples) -> None:
+    context.input_dirs = (str(samples),)
+    entries = [
+        {"input_id": "sales", "type": "json", "url": "file:sales.json"},
+        {"input_id": "notes", "type": "text", "url": "file:notes.txt"},
+        {"input_id": "photo", "type": "image", "url": "file:photo.jpg"},
+    ]
+    together = await DataIngest().execute({"inputs": entries}, context)
+    each = [await DataIngest().execute({"inputs": [entry]}, context) for entry in entries]
+    expected = await DataAnalysis().execute({"data": together}, context)
+    assert await DataAnalysis().execute({"data": each}, context) == expected
+    stored = [context.write_blob(json.dumps(output).encode(), "application/json") for output in each]
+    assert await DataAnalysis().execute({"data": stored}, context) == expected
+
+
+async def test_unnamed_inputs_of_many_ingests_stay_apart(context) -> None:
+    entries = [{"type": "text", "data": text} for text in ("One short text.", "And a second one.")]
+    each = [await DataIngest().execute({"inputs": [entry]}, context) for entry in entries]
+    result = await DataAnalysis().execute({"data": each}, context)
+    assert [text["input_id"] for text in result["texts"]] == ["input-1", "input-1 (2)"]
+    assert result["summary"]["num_items"] == 2
+
+
+async def test_empty_list_of_ingests_is_an_empty_analysis(context) -> None:
+    result = await DataAnalysis().execute({"data": []}, context)
+    assert result["summary"]["num_items"] == 0
+
+
+@pytest.mark.parametrize(
+    "data", ["text", {"rows": []}, [None], [{"items": []}, {"items": 3}], [{"items": [{}]}]]
+)
+async def test_what_no_ingest_made_is_refused(context, data) -> None:
+    with pytest.raises(StepError, match="data") as raised:
+        await DataAnalysis().execute({"data": data}, context)
+    assert raised.value.code == FailureCode.VALIDATION_ERROR

@@ -12,6 +12,7 @@ from actors.agents.data_analysis import DataAnalysis
 from actors.agents.data_ingest import DataIngest
 from actors.agents.synthesis import Synthesis
 from actors.agents.wording import in_words, plural, say_list, say_number, say_share
+from cluster.errors import FailureCode, StepError
 
 
 @pytest.fixture
@@ -158,3 +159,17 @@ def test_numbers_are_written_for_people() -> None:
         "30",
     )
     assert (say_list([]), say_list(["a"]), say_list(["a", "b", "c"])) == ("", "a", "a, b and c")
+
+
+async def test_report_of_separate_ingests_is_the_report_of_all_at_once(context, inputs) -> None:
+    each = [await DataIngest().execute({"inputs": [entry]}, context) for entry in inputs["inputs"]]
+    assert await Synthesis().execute({"ingested": each}, context) == await Synthesis().execute(
+        inputs, context
+    )
+
+
+@pytest.mark.parametrize("analysis", ["text", [], {"items": []}])
+async def test_what_no_analysis_made_is_refused(context, analysis) -> None:
+    with pytest.raises(StepError, match="output of data_analysis") as raised:
+        await Synthesis().execute({"analysis": analysis}, context)
+    assert raised.value.code == FailureCode.VALIDATION_ERROR
