@@ -3,7 +3,7 @@
 import ray
 from actors import connect
 
-orchestrator = connect()
+orchestrator = connect("10.0.0.7:6379")  # what `tutti up` printed; on its machine connect() finds it
 run_id = ray.get(orchestrator.submit.remote(plan))
 output = ray.get(orchestrator.result.remote(run_id, timeout_s=30))
 """
@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from actors.handles import NAMESPACE, find_actor, orchestrator_name
+from actors.ray_cluster import attach
 from cluster.errors import Unavailable
 
 __all__ = ["connect"]
@@ -27,15 +28,15 @@ def connect(address: str | None = None, number: int | None = None) -> Any:
     """Return the handle of an orchestrator actor.
 
     Args:
-        address: The Ray cluster to attach to where this process is not attached yet; None finds it as
-            `ray.init` does.
+        address: The Ray cluster to attach to where this process is not attached yet, `host:port` as
+            `tutti up` prints it; None finds one as `ray.init` does.
         number: Which orchestrator; None takes one at random.
 
     Raises:
-        Unavailable: No Tutti runs there.
+        Unavailable: Nobody answers there, Ray's token is not taken, or no Tutti runs there.
     """
     if not ray.is_initialized():
-        ray.init(address=address or "auto", namespace=NAMESPACE)
+        attach(address, namespace=NAMESPACE)
     numbers = [number] if number is not None else list(range(_MAX_ORCHESTRATORS))
     found = []
     for each in numbers:

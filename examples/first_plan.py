@@ -4,21 +4,21 @@
     python examples/first_plan.py
 
 It attaches to the Ray cluster in which the service runs. Where there are several on this machine, say which:
-`--ray-address 127.0.0.1:<port>`, with the port from `<data dir>/logs/ray/../gcs_server_port_*`.
+`--ray-address host:port`, as `tutti up` prints it and `<data dir>/runtime.json` has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import socket
 import sys
 import time
 from typing import Any
 
-from cluster.errors import RunFailed, TuttiError
-from cluster.settings import export_variables
+import ray
+
+from actors import connect
+from cluster.errors import RunFailed, Unavailable
 
 PLAN = {
     "name": "first-plan",
@@ -55,38 +55,15 @@ def main() -> int:
     parser.add_argument("--many", type=int, default=200, help="Runs to submit at once (%(default)s)")
     given = parser.parse_args()
     try:
-        orchestrator = attach(given.ray_address)
-    except (OSError, RuntimeError, TuttiError) as error:
-        sys.stderr.write(f"error: {str(error).splitlines()[0]}; start the service with `tutti up`\n")
+        orchestrator = connect(given.ray_address)
+    except Unavailable as error:
+        sys.stderr.write(f"error: {error.message}; start the service with `tutti up`\n")
         return 1
     return run_plans(orchestrator, given.many)
 
 
-def attach(address: str | None) -> Any:
-    """Attach this process to the Ray cluster and find an orchestrator in it.
-
-    Raises:
-        OSError, RuntimeError: There is no Ray cluster.
-        Unavailable: Tutti does not run in it.
-    """
-    if address is not None:
-        host, _, port = address.rpartition(":")
-        # Ray itself would try for minutes before it says that nobody is there.
-        socket.create_connection((host, int(port)), timeout=3).close()
-    # With an address Ray does not look for its token by itself. It reads this when it is imported.
-    export_variables(defaults={"RAY_AUTH_MODE": "token"}, forced={})
-    import ray
-
-    from actors import connect
-
-    ray.init(address=address or "auto", namespace="tutti", log_to_driver=False, logging_level=logging.ERROR)
-    return connect()
-
-
 def run_plans(orchestrator: Any, num_many: int) -> int:
     """Run one Plan, many, and one that fails; return the exit status."""
-    import ray
-
     # One Run: an id as soon as it is durable, then its output.
     run_id = ray.get(orchestrator.submit.remote(PLAN, INPUTS, priority=80))
     output = ray.get(orchestrator.result.remote(run_id, timeout_s=30))

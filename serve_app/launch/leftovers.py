@@ -27,8 +27,9 @@ from serve_app.launch.processes import ProcessMark, descendants_of, end_processe
 __all__ = ["Claim", "temporary_folder"]
 
 _FOLDER_PREFIX = "tutti-"
-_LONGEST_ROOT_BYTES = 24
-"""Ray adds 84 bytes below it, HAProxy 86; a socket's path may have 107."""
+_LONGEST_ROOT_BYTES = 12
+"""HAProxy adds up to 95 bytes below it (our folder, a node's id, a name with its pid), Ray 83; a socket's
+path may have 107."""
 
 
 class _RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +41,9 @@ class _RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         owner: The `tutti up` process.
         children: Everything below it, as last seen.
         folders: Temporary folders to remove when it is dead.
+        ray_address: Where Python drivers attach, `host:port`; "" before Ray runs.
+        http_port: Where HTTP clients connect; 0 before Ray runs.
+        grpc_port: The same for gRPC.
     """
 
     instance: str
@@ -47,6 +51,9 @@ class _RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     owner: ProcessMark
     children: tuple[ProcessMark, ...] = ()
     folders: tuple[str, ...] = ()
+    ray_address: str = ""
+    http_port: int = 0
+    grpc_port: int = 0
 
 
 class Claim:
@@ -100,6 +107,13 @@ class Claim:
     def note_folder(self, folder: Path) -> None:
         """Record a temporary folder, before anything is put into it."""
         self._record = msgspec.structs.replace(self._record, folders=(*self._record.folders, str(folder)))
+        self._write()
+
+    def note_address(self, ray_address: str, http_port: int, grpc_port: int) -> None:
+        """Record where clients of this run connect."""
+        self._record = msgspec.structs.replace(
+            self._record, ray_address=ray_address, http_port=http_port, grpc_port=grpc_port
+        )
         self._write()
 
     def note_children(self, keep: Collection[ProcessMark] = ()) -> None:
@@ -174,7 +188,10 @@ class Claim:
 
     def _write(self) -> None:
         draft = self._path.with_suffix(".new")
-        draft.write_bytes(msgspec.json.encode(self._record))
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+            file.write(msgspec.json.encode(self._record))
         draft.replace(self._path)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from cluster.errors import LaunchFailed, TuttiError
+from cluster.errors import LaunchFailed, TuttiError, Unavailable
 from cluster.settings import INSTANCE_VARIABLE, Settings, export_variables, unknown_variables
 from serve_app.launch.leftovers import Claim, temporary_folder
 from serve_app.launch.preconditions import check_disk, check_port, check_ray_address
@@ -37,6 +37,8 @@ _NOTE_INTERVAL_S = 5.0
 _CORE_PROCESSES = ("gcs_server", "raylet")
 _NAMESPACE = "tutti"
 _MIN_LOCAL_CPUS = 4
+_RAY_FOLDER = "r"
+"""Ray opens its own folder to everybody; the one around it is ours alone."""
 _FORCED_STATUS = 130
 _SAME_SIGNAL_S = 0.5
 """Terminals and supervisors signal the group as well as the process: what comes this close is one wish."""
@@ -66,6 +68,7 @@ class Service:
         self._redis: EmbeddedRedis | None = None
         self._core: tuple[ProcessMark, ...] = ()
         self._ray_started = False
+        self._ray_address = ""
         self._served = False
         self._noted_at = 0.0
         self.stop_requested = threading.Event()
@@ -78,8 +81,9 @@ class Service:
 
     @property
     def ready_line(self) -> str:
-        """What is printed when requests are answered."""
-        return f"ready: {self.http_url}  grpc://{_reachable(self._settings.host)}:{self._settings.grpc_port}"
+        """What is printed when requests are answered: where HTTP, gRPC and Python drivers connect."""
+        grpc = f"grpc://{_reachable(self._settings.host)}:{self._settings.grpc_port}"
+        return f"ready: {self.http_url}  {grpc}  ray {self._ray_address}"
 
     def start(self) -> None:
         """Start everything and return when `/health` says healthy.
@@ -186,6 +190,8 @@ class Service:
         export_variables(defaults=variables, forced=instance)
         import ray
 
+        from actors.ray_cluster import attach
+
         _quieten()
         common: dict[str, Any] = {
             "namespace": _NAMESPACE,
@@ -199,11 +205,7 @@ class Service:
                 environment = {
                     name: value for name, value in variables.items() if name.startswith("RAY_SERVE_")
                 }
-                ray.init(
-                    address=settings.ray_address,
-                    runtime_env={"env_vars": {**environment, **instance}},
-                    **common,
-                )
+                attach(settings.ray_address, runtime_env={"env_vars": {**environment, **instance}}, **common)
             else:
                 ray.init(
                     address="local",
@@ -211,9 +213,11 @@ class Service:
                     num_gpus=None if settings.ray_num_gpus is None else int(settings.ray_num_gpus),
                     object_store_memory=settings.object_store_bytes,
                     include_dashboard=False,
-                    _temp_dir=str(folder),
+                    _temp_dir=str(folder / _RAY_FOLDER),
                     **common,
                 )
+        except Unavailable as error:
+            raise LaunchFailed(error.message) from None
         except (ConnectionError, OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise LaunchFailed(f"Ray cannot be started: {_first_line(error)}") from error
         except SystemExit:
@@ -222,6 +226,8 @@ class Service:
             raise _Interrupted("interrupted while starting") from None
         self._ray_started = True
         _restore_handlers(handlers)
+        self._ray_address = str(ray.get_runtime_context().gcs_address)
+        self._claim.note_address(self._ray_address, settings.http_port, settings.grpc_port)
         self._claim.note_children(self._kept())
         if settings.ray_address:
             self._check_cluster(settings, len([node for node in ray.nodes() if node["Alive"]]))
@@ -257,7 +263,7 @@ class Service:
         with contextlib.suppress(OSError):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(folder / "session_latest" / "logs")
+            link.symlink_to(folder / _RAY_FOLDER / "session_latest" / "logs")
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + _READY_TIMEOUT_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serve_app.launch.ray_environment import free_ports
 
@@ -21,12 +22,22 @@ _STOP_S = 60.0
 
 
 class ServiceProcess(NamedTuple):
-    """Where a running service is to be found; `ray_address` is its Ray cluster, host:port."""
+    """Where a running service is to be found."""
 
     pid: int
     http_port: int
     grpc_port: int
-    ray_address: str
+    data_dir: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.data_dir / "runtime.json").read_bytes())
+        return record
+
+    @property
+    def ray_address(self) -> str:
+        """Its Ray cluster, host:port."""
+        return str(self.record["ray_address"])
 
     @property
     def url(self) -> str:
@@ -60,8 +71,7 @@ def running_process(data_dir: Path, variables: Mapping[str, str]) -> Iterator[Se
             assert process.poll() is None, err.read_text()
             assert time.monotonic() < deadline, f"not ready: {err.read_text()}"
             time.sleep(0.05)
-        (port_file,) = (data_dir / "logs" / "ray").resolve().parent.glob("gcs_server_port_*")
-        yield ServiceProcess(process.pid, http_port, grpc_port, f"127.0.0.1:{port_file.read_text().strip()}")
+        yield ServiceProcess(process.pid, http_port, grpc_port, data_dir)
     finally:
         process.terminate()
         try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -31,7 +32,8 @@ class Up:
 
     def __init__(self, data_dir: Path, http_port: int, grpc_port: int) -> None:
         self.url = f"http://127.0.0.1:{http_port}"
-        self.ready_line = f"ready: {self.url}  grpc://127.0.0.1:{grpc_port}\n"
+        self.data_dir = data_dir
+        self.grpc = f"127.0.0.1:{grpc_port}"
         self.out, self.err = data_dir / "up.out", data_dir / "up.err"
         data_dir.mkdir(parents=True, exist_ok=True)
         ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
@@ -47,6 +49,11 @@ class Up:
             return self.out.read_text().startswith("ready:")
 
         wait_until(is_ready, READY_S)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = msgspec.json.decode((self.data_dir / "runtime.json").read_bytes())
+        return record
 
     def everything(self) -> list[ProcessMark]:
         return list(descendants_of(self.process.pid))
@@ -115,9 +122,10 @@ def test_killed_service_finds_its_runs_again_and_ends_without_a_trace(tmp_path: 
                 again = client.submit_run({"plan": PLAN})
                 assert [event["type"] for event in client.follow(again)][-1] == "run.succeeded"
             processes = second.everything()
+            ready_line = f"ready: {second.url}  grpc://{second.grpc}  ray {second.record['ray_address']}\n"
             second.process.send_signal(signal.SIGINT)
             assert second.process.wait(60) == 0
-            assert second.out.read_text() == second.ready_line
+            assert second.out.read_text() == ready_line
             wait_until(lambda: not any(find_process(mark) for mark in processes), 5.0)
             assert not (tmp_path / "runtime.json").exists()
             assert EmbeddedRedis.living_server(tmp_path) is None
@@ -127,7 +135,7 @@ def test_signal_while_starting_ends_in_order(tmp_path: Path) -> None:
     with up(tmp_path, free_ports(2)) as service:
         wait_until(lambda: "raylet" in {mark.name for mark in service.everything()}, READY_S)
         processes = service.everything()
-        record = msgspec.json.decode((tmp_path / "runtime.json").read_bytes())
+        record = service.record
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(90) == 0, service.err.read_text()
         assert service.out.read_text() == ""
