@@ -6,7 +6,9 @@ Nothing is set here; the caller exports what it gets.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import resource
 import socket
 from pathlib import Path
@@ -25,6 +27,10 @@ _STREAMS_PER_CONNECTION = 10_000
 """gRPC puts all calls of a client on one connection; HAProxy's default of 100 makes the next one wait."""
 _MAX_SOCKET_PATH_BYTES = 107
 _NODE_ID_CHARS = 56
+_ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 20_000
+"""Ray's workers listen on 10002 to 19999."""
+_MAX_TRIES = 200
 _PID_SUFFIX_CHARS = len(".4194304.tmp")
 
 
@@ -48,15 +54,33 @@ def raise_open_files() -> int:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Find TCP ports that are free now. Another process may take one before it is used."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Find TCP ports that are free now and that the kernel gives to nobody by itself.
+
+    They are used only seconds later, and Ray opens hundreds of connections meanwhile: a port of the range
+    that those come from would be taken now and then. Only one who asks for this very port can still take it.
+    """
+    begin, end = _unassigned_ports()
+    candidates = [*random.sample(range(begin, end), min(end - begin, _MAX_TRIES)), *([0] * count)]
+    ports: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for candidate in candidates:
+            if len(ports) == count:
+                break
+            # Held until all are found, or the kernel's choice (0) could be one that we have.
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind((host, candidate))
+                ports.append(int(each.getsockname()[1]))
+    return ports
+
+
+def _unassigned_ports() -> tuple[int, int]:
+    """Return the ports, end excluded, between those of Ray's workers and those of outgoing connections."""
     try:
-        for each in sockets:
-            each.bind((host, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        first_assigned = int(_ASSIGNED_PORTS.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first_assigned = 0
+    return _FIRST_PORT, max(first_assigned, _FIRST_PORT)
 
 
 def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> dict[str, str]:
@@ -76,7 +100,9 @@ def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> di
         raise LaunchFailed(
             f"the temporary folder {folder} has a path too long for sockets; set a shorter TMPDIR"
         )
-    metrics_port, stats_port, fallback_http_port, fallback_grpc_port = free_ports(4)
+    # Two more than needed: the service's own ports may be free still, and so among them.
+    free = [port for port in free_ports(6) if port not in (settings.http_port, settings.grpc_port)]
+    metrics_port, stats_port, fallback_http_port, fallback_grpc_port = free[:4]
     streams = str(_STREAMS_PER_CONNECTION)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

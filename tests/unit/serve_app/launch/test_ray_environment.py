@@ -43,3 +43,10 @@ def test_free_ports_are_different() -> None:
     ports = free_ports(8)
     assert len(set(ports)) == 8
     assert all(1024 <= port <= 65535 for port in ports)
+
+
+def test_free_ports_are_none_that_the_kernel_gives_to_outgoing_connections() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if first <= 20_000:
+        pytest.skip("outgoing connections get any port on this machine")
+    assert not [port for port in free_ports(50) if first <= port <= last]
