@@ -9,16 +9,18 @@ bodies.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import psutil
 from starlette.requests import HTTPConnection
 
-from cluster.errors import Forbidden, PayloadTooLarge, TuttiError
+from cluster.errors import Forbidden, PayloadTooLarge, TuttiError, Unauthenticated
 from serve_app.auth import CREDENTIAL_NAMES, Authenticator, Principal
+from serve_app.client_address import FORWARDED_FOR, TrustedProxies, parse_address
 from serve_app.rate_limit import RateLimiter
 
 if TYPE_CHECKING:
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 
     from cluster.settings import Settings
 
-__all__ = ["AccessRule", "Door", "Gate", "LocalPeers", "public", "requires", "rule_of"]
+__all__ = ["AccessRule", "Door", "Gate", "LocalPeers", "grpc_peer_address", "public", "requires", "rule_of"]
 
 _ALLOWANCE = "tutti.allowance"
 _WANTED = {name.encode(): name for name in CREDENTIAL_NAMES}
 _MARK = "__tutti_access__"
+_FORWARDED_FOR = FORWARDED_FOR.encode()
+_log = logging.getLogger("tutti.access")
 
 
 class AccessRule(NamedTuple):
@@ -55,9 +59,16 @@ class Gate:
         is_limited = settings.rate_limit > 0 and not self.is_open
         self._limiter = RateLimiter(settings.rate_limit) if is_limited else None
         self.peers = LocalPeers()
+        self._proxies = TrustedProxies(settings.trusted_proxies)
 
     async def admit(
-        self, credentials: Mapping[str, str], rule: AccessRule, state: dict[str, Any] | None = None
+        self,
+        credentials: Mapping[str, str],
+        rule: AccessRule,
+        state: dict[str, Any] | None = None,
+        *,
+        peer: str = "",
+        forwarded: Sequence[str] = (),
     ) -> Principal:
         """Say who calls, or refuse.
 
@@ -65,11 +76,17 @@ class Gate:
             credentials: See `Authenticator.authenticate`.
             rule: What is asked for.
             state: Where to leave the allowance for the response's headers.
+            peer: Address of the connection's other end.
+            forwarded: Values of X-Forwarded-For.
 
         Raises:
             Unauthenticated, Forbidden, LimitExceeded, InvalidInput: See there.
         """
-        principal = self._authenticator.authenticate(credentials)
+        try:
+            principal = self._authenticator.authenticate(credentials)
+        except Unauthenticated:
+            await self._note_refusal(self._proxies.client_of(peer, self.peers.has(peer), forwarded))
+            raise
         if self._limiter is not None:
             allowance = await self._limiter.spend(f"{principal.tenant}/{principal.subject}")
             if state is not None:
@@ -80,6 +97,16 @@ class Gate:
             raise Forbidden(f"this needs the scope {rule.scope}")
         return principal
 
+    async def _note_refusal(self, address: str) -> None:
+        """Log a failed credential and count it by address; those whose address is not known share a count.
+
+        Raises:
+            LimitExceeded: Too many failed from there.
+        """
+        if self._limiter is not None:
+            await self._limiter.spend(f"address {address}")
+        _log.info("credential refused, client %s", address or "not known")
+
 
 def requires(role: str, scope: str | None = None) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     """Make the dependency of a route that needs a role (and a scope); it gives the Principal."""
@@ -87,12 +114,16 @@ def requires(role: str, scope: str | None = None) -> Callable[[HTTPConnection], 
 
     async def check(connection: HTTPConnection) -> Principal:
         gate: Gate = connection.app.state.gate
-        credentials = {
-            _WANTED[name]: value.decode("latin-1")
-            for name, value in connection.scope["headers"]
-            if name in _WANTED
-        }
-        return await gate.admit(credentials, rule, connection.scope)  # type: ignore[arg-type]
+        headers = connection.scope["headers"]
+        credentials = {_WANTED[name]: value.decode("latin-1") for name, value in headers if name in _WANTED}
+        client = connection.scope.get("client")
+        return await gate.admit(
+            credentials,
+            rule,
+            connection.scope,  # type: ignore[arg-type]
+            peer=client[0] if client else "",
+            forwarded=[value.decode("latin-1") for name, value in headers if name == _FORWARDED_FOR],
+        )
 
     setattr(check, _MARK, rule)
     return check
@@ -140,10 +171,12 @@ class LocalPeers:
 
     def has_grpc_peer(self, peer: str) -> bool:
         """The same for a gRPC peer, `ipv4:1.2.3.4:5`, `ipv6:[::1]:5` or `unix:`."""
-        kind, _, rest = peer.partition(":")
-        if kind == "unix":
-            return True
-        return self.has(unquote(rest).rpartition(":")[0].strip("[]"))
+        return peer.startswith("unix:") or self.has(grpc_peer_address(peer))
+
+
+def grpc_peer_address(peer: str) -> str:
+    """Address of a gRPC peer, which is named `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
 def _is_loopback(address: str) -> bool:
@@ -212,9 +245,15 @@ class Door:
         for name, value in headers:
             if name == b"host" and not _is_own_name(value.decode("latin-1")):
                 return "without authentication the service is known as localhost only"
+            if name == _FORWARDED_FOR and not self._all_local(value.decode("latin-1")):
+                return "without authentication only this machine is served, also through a proxy"
             if name == b"origin" and not _is_own_origin(value.decode("latin-1")):
                 return "without authentication web pages of other origins are refused"
         return None
+
+    def _all_local(self, forwarded: str) -> bool:
+        addresses = [parse_address(part) for part in forwarded.split(",")]
+        return all(address is not None and self._gate.peers.has(str(address)) for address in addresses)
 
     def _bounded(self, receive: Receive, too_large: PayloadTooLarge) -> Receive:
         left_bytes = self._max_body_bytes

@@ -19,8 +19,9 @@ import orjson
 from cluster.catalog import Arrangement
 from cluster.errors import Conflict, Forbidden, InvalidInput, TuttiError
 from protos.orchestrator.v1 import orchestrator_pb2 as pb
-from serve_app.access import AccessRule, Gate
+from serve_app.access import AccessRule, Gate, grpc_peer_address
 from serve_app.auth import CREDENTIAL_NAMES, Principal
+from serve_app.client_address import FORWARDED_FOR
 from serve_app.dialects import tasks
 from serve_app.operations import report_of
 from serve_app.problems import wording_of
@@ -133,12 +134,13 @@ class OrchestratorServicer:
 
     async def _admit(self, grpc_context: RayServegRPCContext) -> Principal:
         self._check_peer(grpc_context)
-        credentials = {
-            name: value
-            for name, value in grpc_context.invocation_metadata()
-            if name in CREDENTIAL_NAMES and isinstance(value, str)
-        }
-        return await self.gate.admit(credentials, _USER)
+        texts = [pair for pair in grpc_context.invocation_metadata() if isinstance(pair[1], str)]
+        return await self.gate.admit(
+            {name: value for name, value in texts if name in CREDENTIAL_NAMES},
+            _USER,
+            peer=grpc_peer_address(grpc_context.peer()),
+            forwarded=[value for name, value in texts if name == FORWARDED_FOR],
+        )
 
 
 def _fail(grpc_context: RayServegRPCContext, error: TuttiError, answer: Any) -> Any:

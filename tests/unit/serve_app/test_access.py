@@ -76,9 +76,13 @@ def test_own_addresses_and_loopback_are_this_machine():
         ({"Origin": "http://localhost:3000"}, 200),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"X-Forwarded-For": "127.0.0.1"}, 200),
+        ({"X-Forwarded-For": "192.0.2.7"}, 403),
+        ({"X-Forwarded-For": "192.0.2.7, 127.0.0.1"}, 403),
+        ({"X-Forwarded-For": "unknown"}, 403),
     ],
 )
-async def test_open_mode_refuses_web_pages_of_elsewhere(settings, headers, status):
+async def test_open_mode_refuses_web_pages_and_proxied_clients_of_elsewhere(settings, headers, status):
     async with _client(settings) as client:
         assert (await client.get("/openapi.json", headers=headers)).status_code == status
 
@@ -128,3 +132,29 @@ async def test_unknown_path_and_method_have_the_common_shape(settings):
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "NOT_FOUND")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "METHOD_NOT_ALLOWED")
     assert wrong.headers["allow"] == "GET"
+
+
+async def test_failed_credentials_are_counted_by_the_address_that_trusted_proxies_tell(settings):
+    required = dataclasses.replace(
+        settings, auth="required", api_keys=KEYS, rate_limit=2, trusted_proxies=("10.0.0.0/8",)
+    )
+
+    async with _client(required) as client:
+
+        async def knock(forwarded, key="wrong"):
+            headers = {"X-API-Key": key, "X-Forwarded-For": forwarded}
+            return (await client.get("/api/v1/runs", headers=headers)).status_code
+
+        # What stands left of the last stranger is the client's own invention.
+        assert [await knock(f"203.0.113.{n}, 192.0.2.1, 10.1.2.3") for n in range(3)] == [401, 401, 429]
+        assert await knock("192.0.2.2, 10.1.2.3") == 401
+        # Who has a credential is counted by it, wherever others fail.
+        assert await knock("192.0.2.1", key="user-key") == 503
+
+
+async def test_failed_credentials_share_one_count_where_no_proxy_is_trusted(settings):
+    required = dataclasses.replace(settings, auth="required", api_keys=KEYS, rate_limit=2)
+    async with _client(required) as client:
+        headers = [{"X-API-Key": "wrong", "X-Forwarded-For": f"192.0.2.{n}"} for n in range(3)]
+        answers = [(await client.get("/api/v1/runs", headers=each)).status_code for each in headers]
+    assert answers == [401, 401, 429]
