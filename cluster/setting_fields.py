@@ -17,6 +17,7 @@ from cluster.errors import InvalidSetting
 
 __all__ = [
     "PREFIX",
+    "RESERVED",
     "check_range",
     "parse_field",
     "read_flag",
@@ -34,6 +35,9 @@ __all__ = [
 
 PREFIX = "TUTTI_"
 """What the name of every variable of our own begins with."""
+
+RESERVED = "reserved: nothing uses it yet"
+"""Ends the meaning of a setting whose name is promised and whose feature is still to come."""
 
 _MIB = 1024 * 1024
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)?", re.IGNORECASE)

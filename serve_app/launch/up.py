@@ -21,8 +21,14 @@ from typing import Any
 import httpx
 
 from cluster.errors import LaunchFailed, TuttiError, Unavailable
-from cluster.settings import INSTANCE_VARIABLE, Settings, export_variables, unknown_variables
-from serve_app.launch.leftovers import Claim, temporary_folder
+from cluster.settings import (
+    INSTANCE_VARIABLE,
+    Settings,
+    export_variables,
+    reserved_variables,
+    unknown_variables,
+)
+from serve_app.launch.leftovers import SESSION_LOGS, Claim, temporary_folder
 from serve_app.launch.preconditions import check_disk, check_port, check_ray_address
 from serve_app.launch.processes import ProcessMark, descendants_of, find_process, mark_of
 from serve_app.launch.ray_environment import raise_open_files, serve_variables
@@ -37,8 +43,6 @@ _NOTE_INTERVAL_S = 5.0
 _CORE_PROCESSES = ("gcs_server", "raylet")
 _NAMESPACE = "tutti"
 _MIN_LOCAL_CPUS = 4
-_RAY_FOLDER = "r"
-"""Ray opens its own folder to everybody; the one around it is ours alone."""
 _FORCED_STATUS = 130
 _SAME_SIGNAL_S = 0.5
 """Terminals and supervisors signal the group as well as the process: what comes this close is one wish."""
@@ -156,6 +160,8 @@ class Service:
         settings.check_exposure()
         for name in unknown_variables():
             self._say(f"warning: {name} is not a setting (see `tutti settings`)")
+        for name in reserved_variables(settings):
+            self._say(f"warning: {name} has no effect in this version")
         check_disk(settings.data_dir)
         check_ray_address(settings)
         self._num_open_files = raise_open_files()
@@ -190,6 +196,7 @@ class Service:
         export_variables(defaults=variables, forced=instance)
         import ray
 
+        from actors.logs import WorkerLogs
         from actors.ray_cluster import attach
 
         _quieten()
@@ -197,6 +204,7 @@ class Service:
             "namespace": _NAMESPACE,
             "log_to_driver": False,
             "logging_level": logging.ERROR,
+            "logging_config": WorkerLogs.of(settings.log_level),
         }
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -213,7 +221,7 @@ class Service:
                     num_gpus=None if settings.ray_num_gpus is None else int(settings.ray_num_gpus),
                     object_store_memory=settings.object_store_bytes,
                     include_dashboard=False,
-                    _temp_dir=str(folder / _RAY_FOLDER),
+                    _temp_dir=str(folder / SESSION_LOGS.parts[0]),
                     **common,
                 )
         except Unavailable as error:
@@ -263,7 +271,7 @@ class Service:
         with contextlib.suppress(OSError):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(folder / _RAY_FOLDER / "session_latest" / "logs")
+            link.symlink_to(folder / SESSION_LOGS)
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + _READY_TIMEOUT_S

@@ -129,6 +129,8 @@ def test_killed_service_finds_its_runs_again_and_ends_without_a_trace(tmp_path: 
             wait_until(lambda: not any(find_process(mark) for mark in processes), 5.0)
             assert not (tmp_path / "runtime.json").exists()
             assert EmbeddedRedis.living_server(tmp_path) is None
+            logs = [path.read_text() for path in (tmp_path / "logs" / "last").glob("worker-*.err")]
+            assert any(":actor_name:Scheduler" in text for text in logs)
 
 
 def test_signal_while_starting_ends_in_order(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InvalidSetting
-from cluster.settings import Settings, describe_settings, unknown_variables
+from cluster.setting_fields import RESERVED
+from cluster.settings import Settings, describe_settings, reserved_variables, unknown_variables
 
 SECRETS = {
     "ORCHESTRATOR_JWT_SECRET": "jwt-" + "x" * 40,
@@ -142,3 +144,24 @@ def test_misspelt_variable_is_noticed() -> None:
 def test_reading_settings_does_not_import_ray() -> None:
     code = "import sys, cluster.settings; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_setting_that_no_code_reads_says_that_it_is_reserved() -> None:
+    root = Path(__file__).resolve().parents[3]
+    sources = [
+        path.read_text()
+        for package in ("cluster", "actors", "serve_app")
+        for path in (root / package).rglob("*.py")
+        if path.name != "settings.py"
+    ]
+    # Read by a property or a check of Settings itself, under another name.
+    through = {"redis_url", "host"}
+    for line in describe_settings(Settings()):
+        is_read = any(re.search(rf"settings\.{line.name}\b", source) for source in sources)
+        assert (is_read or line.name in through) != (RESERVED in line.meaning), line.name
+
+
+def test_reserved_settings_that_were_given_a_value_are_named() -> None:
+    assert reserved_variables(Settings()) == ()
+    given = Settings.from_environment({"TUTTI_DEV": "1", "TUTTI_TEMPLATES_DIR": "/srv/templates"})
+    assert reserved_variables(given) == ("TUTTI_TEMPLATES_DIR", "TUTTI_DEV")
