@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from cluster.errors import Forbidden, InvalidInput, NotFound, TuttiError
 from serve_app.access import Door, Gate
+from serve_app.api_pages import api_pages
 from serve_app.dialect import (
     Dialect,
     ErrorShape,
@@ -56,6 +57,8 @@ def build_app(service: RunService, settings: Settings) -> Door:
         description="A durable orchestrator for AI work on Ray.",
         version=service.version,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.gate = Gate(settings)
     # The busiest routes come first: each request walks the list.
@@ -65,6 +68,7 @@ def build_app(service: RunService, settings: Settings) -> Door:
         dialect.add_routes(router, service)
         app.include_router(router)
     app.include_router(operations_routes(service))
+    app.include_router(api_pages())
     check_paths(app)
     install_openapi(app, (*(kind for dialect in DIALECTS for kind in dialect.schemas), HealthReport))
     _add_error_handlers(app)

@@ -11,7 +11,7 @@ from serve_app.access import LocalPeers, rule_of
 from serve_app.http_app import api_routes, build_app
 from serve_app.service import RunService
 
-PUBLIC = {"/health", "/metrics", "/_public/metrics"}
+PUBLIC = {"/health", "/metrics", "/_public/metrics", "/docs", "/redoc", "/docs/assets/{name}"}
 KEYS = {"A": "admin-key:admin", "U": "user-key:user"}
 NOWHERE = "unix:///nowhere/redis.sock"
 
@@ -36,7 +36,7 @@ def _rules(route):
     return [rule for rule in found if rule is not None]
 
 
-def test_every_route_declares_exactly_one_rule_and_only_operations_are_public(settings):
+def test_every_route_declares_exactly_one_rule_and_only_operations_and_descriptions_are_public(settings):
     routes = api_routes(build_app(RunService.connect(settings), settings).app.routes)
     assert len(routes) > 10
     for route in routes:
