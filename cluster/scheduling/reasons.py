@@ -1,0 +1,191 @@
+"""Why something waits, as data: the decision that lets it wait returns one of these; nobody guesses later.
+
+A reason is written down as it is (msgspec, tagged by `kind`) and said in one sentence when somebody asks. It
+holds no statuses and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+__all__ = [
+    "AgentsUnavailable",
+    "ApprovalMissing",
+    "BehindOthers",
+    "CapacityShort",
+    "DependencyUnfinished",
+    "LabelMissing",
+    "ModelCold",
+    "NoPool",
+    "NoWorker",
+    "NodeTooSmall",
+    "QuotaReached",
+    "RateReached",
+    "Reason",
+    "Waits",
+]
+
+
+class Waits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What all reasons have.
+
+    Attributes:
+        until_at: When it will probably end, on the clock of whoever decided; None where nobody can know.
+    """
+
+    until_at: float | None = None
+
+    _SENTENCE: ClassVar[str] = ""
+
+    def sentence(self, now: float) -> str:
+        """Say it to people.
+
+        Args:
+            now: On the same clock as `until_at`.
+        """
+        text = self._SENTENCE.format(**msgspec.structs.asdict(self))
+        if self.until_at is None:
+            return f"{text}."
+        return f"{text}; about {max(self.until_at - now, 0.0):.3g} s more."
+
+
+class NoPool(Waits, frozen=True, tag="no_pool"):
+    """No pool serves the capability."""
+
+    capability: str
+    _SENTENCE: ClassVar[str] = "No pool serves the capability {capability!r}"
+
+
+class AgentsUnavailable(Waits, frozen=True, tag="agents_unavailable"):
+    """The pool is there, its agents do not start."""
+
+    pool: str
+    trouble: str
+    _SENTENCE: ClassVar[str] = "Pool {pool} has no healthy agent: {trouble}"
+
+
+class QuotaReached(Waits, frozen=True, tag="quota_reached"):
+    """A concurrency key is used up."""
+
+    key: str
+    num_used: int
+    limit: int
+    _SENTENCE: ClassVar[str] = "The limit of {key} is reached: {num_used}/{limit} run"
+
+
+class RateReached(Waits, frozen=True, tag="rate_reached"):
+    """A rate key is used up until `until_at`."""
+
+    key: str
+    num: float
+    per_s: float
+    _SENTENCE: ClassVar[str] = "The rate of {key} is reached: {num:g} in {per_s:g} s"
+
+
+class BehindOthers(Waits, frozen=True, tag="behind_others"):
+    """Others go first."""
+
+    num_ahead: int
+    priority: int
+    _SENTENCE: ClassVar[str] = "It waits for a free slot behind {num_ahead} others, with priority {priority}"
+
+
+class ModelCold(Waits, frozen=True, tag="model_cold"):
+    """The model is being loaded, or will be."""
+
+    model: str
+    where: str = ""
+    _SENTENCE: ClassVar[str] = "The model {model} is not loaded yet on {where}"
+
+
+class CapacityShort(Waits, frozen=True, tag="capacity_short"):
+    """Nodes could carry it, but are in use.
+
+    Attributes:
+        num_bundles: Bundles asked for together.
+        missing: What is short: "GPU", "CPU", "memory", a custom resource.
+        num_missing: How much of it, in its own unit (GPUs, CPUs, bytes).
+        strategy: How the bundles may lie.
+    """
+
+    num_bundles: int
+    missing: str
+    num_missing: float
+    strategy: str = "PACK"
+    _SENTENCE: ClassVar[str] = "A gang of {num_bundles} ({strategy}) is short by {num_missing:.3g} {missing}"
+
+
+class LabelMissing(Waits, frozen=True, tag="label_missing"):
+    """No living node has the labels."""
+
+    labels: tuple[tuple[str, str], ...]
+
+    def sentence(self, now: float) -> str:
+        """Say it to people."""
+        return f"No node is labelled {', '.join(f'{key}={value}' for key, value in self.labels)}."
+
+
+class NodeTooSmall(Waits, frozen=True, tag="node_too_small"):
+    """No living node is large enough, even if it were empty."""
+
+    missing: str
+    asked: float
+    largest: float
+    _SENTENCE: ClassVar[str] = (
+        "No node is large enough: {asked:.3g} {missing} asked for, the largest has {largest:.3g}"
+    )
+
+
+class DependencyUnfinished(Waits, frozen=True, tag="dependency"):
+    """Steps that it needs, or Runs it comes after, have not ended."""
+
+    names: tuple[str, ...]
+
+    def sentence(self, now: float) -> str:
+        """Say it to people."""
+        return f"It needs {', '.join(self.names)}, not ended yet."
+
+
+class ApprovalMissing(Waits, frozen=True, tag="approval"):
+    """Somebody must approve."""
+
+    gate: str
+    _SENTENCE: ClassVar[str] = "It waits for the approval {gate!r}"
+
+
+class NoWorker(Waits, frozen=True, tag="no_worker"):
+    """No external worker matches, or all that do are busy.
+
+    Attributes:
+        num_busy: Workers that match in everything but load.
+        unmet: What no worker offers; "" where all that match are busy.
+    """
+
+    capability: str
+    num_busy: int
+    unmet: str = ""
+
+    def sentence(self, now: float) -> str:
+        """Say it to people."""
+        if self.unmet:
+            return f"No worker for {self.capability!r} offers {self.unmet}."
+        return f"All {self.num_busy} workers for {self.capability!r} are busy."
+
+
+Reason = (
+    NoPool
+    | AgentsUnavailable
+    | QuotaReached
+    | RateReached
+    | BehindOthers
+    | ModelCold
+    | CapacityShort
+    | LabelMissing
+    | NodeTooSmall
+    | DependencyUnfinished
+    | ApprovalMissing
+    | NoWorker
+)
+"""Any of them; `msgspec.json.decode(data, type=Reason)` reads one back."""
