@@ -19,6 +19,7 @@ import structlog
 from ray.exceptions import RayError
 
 from actors import handles
+from actors.blob_upkeep import BlobUpkeep
 from actors.pool_table import Needs, PoolEntry, PoolTable, ReplicaEntry
 from actors.pools import capabilities_of, declared_pools
 from actors.replica import Replica, ReplicaConfig
@@ -130,7 +131,6 @@ class Scheduler:
         self._numbers: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_draining = False
-        self._sender = WebhookSender(settings, self._redis)
         # Ray calls __init__ again when it restarts the actor, and nothing else: so it begins by itself.
         self._beginning = asyncio.get_running_loop().create_task(self._begin())
 
@@ -159,7 +159,8 @@ class Scheduler:
         self._bump()
         self._spawn(self._tick_loop())
         self._spawn(self._reclaim_loop())
-        self._spawn(self._sender.run())
+        self._spawn(WebhookSender(self._settings, self._redis).run())
+        self._spawn(BlobUpkeep(self._settings, self._redis).run())
 
     async def drain(self) -> None:
         """End all replicas and free all groups."""
@@ -291,8 +292,7 @@ class Scheduler:
 
     def _share(self) -> None:
         """Share each replica's slots anew where somebody waits in vain, or a limit was never told."""
-        turn = sorted(self._claimants)
-        if turn:
+        if turn := sorted(self._claimants):
             shift = int(time.monotonic()) % len(turn)
             turn = turn[shift:] + turn[:shift]
         changed = [r for r in self._replicas.values() if self._share_replica(r, turn)]

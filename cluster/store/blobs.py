@@ -27,9 +27,10 @@ from typing import Any
 from cluster.errors import InvalidInput, NotFound, Unavailable
 from cluster.model.blob_reference import blob_reference, is_reference
 
-__all__ = ["BlobStore", "Swept"]
+__all__ = ["BlobStore", "Swept", "digests_in"]
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_ANY_DIGEST = re.compile(rb'"(sha256:[0-9a-f]{64})"')
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FULL_RETRY_AFTER_S = 30.0
 _DAMAGED_SUFFIX = ".damaged"
@@ -138,6 +139,35 @@ class BlobStore:
                 return False
         return True
 
+    def has_older(self, than_s: float) -> bool:
+        """Say whether a blob was last put at least this long ago.
+
+        Raises:
+            Unavailable: The disk cannot be read.
+        """
+        newest = time.time() - than_s
+        with _disk_errors("the blob folder cannot be read"):
+            for path in self._blobs.glob("*/*"):
+                # One that another process removes meanwhile counts for nothing.
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < newest:
+                        return True
+        return False
+
+    def digests_in(self, digest: str) -> frozenset[str]:
+        """Find the digests that the content of a blob names; none where it is missing or no JSON.
+
+        Raises:
+            InvalidInput: It is not the digest of a blob.
+            Unavailable: The disk cannot be read.
+        """
+        try:
+            with _disk_errors("the blob cannot be read"), self._path(digest).open("rb") as file:
+                start = file.read(1)
+                return digests_in(start + file.read()) if start in (b"{", b"[") else frozenset()
+        except FileNotFoundError:
+            return frozenset()
+
     def sweep(self, keep: Container[str] | Callable[[str], bool], older_than_s: float) -> Swept:
         """Remove the blobs nobody names, and what dead writers left.
 
@@ -211,6 +241,11 @@ class BlobStore:
             yield
         finally:
             os.close(lock)
+
+
+def digests_in(raw: bytes) -> frozenset[str]:
+    """Find all digests in encoded JSON, wherever they stand: rather too many than one too few."""
+    return frozenset(found.decode() for found in _ANY_DIGEST.findall(raw))
 
 
 def _digest_of(reference: dict[str, Any] | str) -> str:

@@ -40,6 +40,7 @@ __all__ = [
     "METRICS_TTL_S",
     "ORCHESTRATORS",
     "PERMANENT",
+    "RUN_HASHES",
     "VERDICT_TTL_S",
     "WATCHERS_TTL_S",
     "PartitionKeys",
@@ -64,6 +65,9 @@ PERMANENT = (
 """Patterns of keys that may live without a TTL; `run` and `events` keys may too while their Run has not
 ended.
 """
+
+RUN_HASHES = "tutti:{*}:run:*"
+"""Matches the hashes of all Runs; with SCAN's TYPE hash it matches nothing else."""
 
 
 def metrics_key(number: str) -> str:

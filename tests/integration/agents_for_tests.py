@@ -79,3 +79,16 @@ def note(inputs: Json, line: str) -> None:
     if isinstance(inputs, dict) and inputs.get("log"):
         with Path(inputs["log"]).open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
+
+
+@agent("hoard")
+async def hoard(inputs: Json, context: AgentContext) -> Json:
+    """Store a blob, tell its digest beside the file `until`, wait for that file; the result names it."""
+    until = Path(inputs["until"])
+    kept = await asyncio.to_thread(context.write_blob, inputs["text"].encode(), "text/plain")
+    told = until.with_name(f"{until.name}.tmp")
+    told.write_text(kept["$blob"])
+    told.rename(until.with_name(f"{until.name}.{context.attempt}"))
+    while not await asyncio.to_thread(until.exists):  # noqa: ASYNC110 - a test tells other processes by files
+        await asyncio.sleep(0.02)
+    return {"kept": kept, "padding": "x" * inputs["padding"]}

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import orjson
 import pytest
 
 from cluster.errors import InvalidInput, NotFound, Unavailable
@@ -229,3 +230,23 @@ def test_a_root_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Unavailable, match="cannot be made"):
         BlobStore(tmp_path / "file" / "blobs")
+
+
+def test_age_of_the_oldest_blob_is_told_from_its_last_put(store: BlobStore, root: Path) -> None:
+    assert not store.has_older(0.0)
+    store.put(CONTENT, "text/plain")
+    assert not store.has_older(60.0)
+    age(root / "blobs" / DIGEST[7:9] / DIGEST[9:], 120.0)
+    assert store.has_older(60.0)
+    store.put(CONTENT, "text/plain")
+    assert not store.has_older(60.0)
+
+
+def test_json_names_other_blobs_and_other_content_names_none(store: BlobStore) -> None:
+    inner = store.put(CONTENT, "text/plain")
+    outer = store.put(orjson.dumps([{"deep": {**inner, "path": "a"}}]), "application/json")
+    assert store.digests_in(outer["$blob"]) == {DIGEST}
+    assert store.digests_in(DIGEST) == frozenset()
+    assert store.digests_in("sha256:" + "0" * 64) == frozenset()
+    with pytest.raises(InvalidInput):
+        store.digests_in("../../etc/passwd")
