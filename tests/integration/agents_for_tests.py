@@ -54,6 +54,14 @@ async def patient(inputs: Json, context: AgentContext) -> Json:
     return {"attempt": context.attempt, "pid": os.getpid()}
 
 
+@agent("gated")
+async def gated(inputs: Json) -> Json:
+    """Hold a slot until the file `gate` is there."""
+    while not Path(inputs["gate"]).exists():  # noqa: ASYNC110, ASYNC240 - it is opened by another process
+        await asyncio.sleep(0.02)
+    return None
+
+
 @agent("watchful")
 async def watchful(inputs: Json) -> Json:
     """Write down when the own coroutine was cancelled."""

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,9 +49,15 @@ class ServiceProcess(NamedTuple):
 
 
 @contextmanager
-def running_process(data_dir: Path, variables: Mapping[str, str]) -> Iterator[ServiceProcess]:
-    """Start the service on free ports, and end it; `variables` are added to its environment."""
-    http_port, grpc_port = free_ports(2)
+def running_process(
+    data_dir: Path, variables: Mapping[str, str], given_ports: Sequence[int] = ()
+) -> Iterator[ServiceProcess]:
+    """Start the service, on free ports unless two are given, and end it.
+
+    Args:
+        variables: Added to its environment.
+    """
+    http_port, grpc_port = given_ports or free_ports(2)
     ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     command = [sys.executable, "-m", "serve_app.cli", "up", "--data-dir", str(data_dir), *ports]
     data_dir.mkdir(parents=True, exist_ok=True)
