@@ -108,7 +108,11 @@ def _items_of(ingested: Json) -> list[dict[str, Any]]:
 def _describe(item: dict[str, Any], context: AgentContext, part_done: Any) -> tuple[str, dict[str, Json]]:
     kind = item.get("kind")
     if kind == "table":
-        return "tables", describe_table(item, part_done)
+        import numpy as np
+
+        # Numbers near the end of what floats hold overflow; whatever is not finite is told as null.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return "tables", describe_table(item, part_done)
     if kind == "text":
         return "texts", describe_text(item)
     if kind == "image":

@@ -190,9 +190,11 @@ def _trends(table: dict[str, Any], name: str, found: Findings) -> None:
             statement += (
                 f" ({'+' if trend['change_fraction'] > 0 else ''}{say_share(trend['change_fraction'])})"
             )
+        # The reader counts one period at each end more in the table, and must not wonder where they are.
+        ends = ", without the first and the last, which may not be whole" if counted and by_time else ""
+        periods = plural(trend["num_periods"], trend["period"] if by_time else "block")
         statement += (
-            f" over {plural(trend['num_periods'], trend['period'] if by_time else 'block')}; a "
-            f"straight line explains "
+            f" along a straight line over {periods}{ends}; the line explains "
             f"{say_share(trend['r_squared'])} of the movement ({trend['strength']} trend)."
         )
         importance = {"strong": 0.85, "moderate": 0.7, "weak": 0.45}[trend["strength"]]

@@ -164,7 +164,8 @@ def _histogram(
     if high <= low:
         return {"edges": [rounded(low), rounded(high)], "counts": [int(present.size)], "below": 0, "above": 0}
     width = 2 * spread / present.size ** (1 / 3) if spread > 0 else (high - low) / 10
-    num_bins = int(min(_MAX_BINS, max(5, math.ceil((high - low) / width))))
+    # Not by dividing first: between a normal number and the smallest ones the quotient is infinite.
+    num_bins = _MAX_BINS if high - low >= _MAX_BINS * width else max(5, math.ceil((high - low) / width))
     top = high
     if is_whole:
         width = max(1, math.ceil((high - low + 1) / num_bins))

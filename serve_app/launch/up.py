@@ -35,7 +35,7 @@ from serve_app.launch.ray_environment import raise_open_files, serve_variables
 from serve_app.launch.redis_check import check_redis
 from serve_app.launch.redis_server import EmbeddedRedis
 
-__all__ = ["Service", "ending_in_order", "run_until_signalled"]
+__all__ = ["Service", "ending_in_order", "first_line", "run_until_signalled"]
 
 _READY_TIMEOUT_S = 90.0
 _WATCH_INTERVAL_S = 0.2
@@ -227,7 +227,7 @@ class Service:
         except Unavailable as error:
             raise LaunchFailed(error.message) from None
         except (ConnectionError, OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            raise LaunchFailed(f"Ray cannot be started: {_first_line(error)}") from error
+            raise LaunchFailed(f"Ray cannot be started: {first_line(error)}") from error
         except SystemExit:
             # While Ray starts, SIGTERM is answered by a handler of Ray's.
             self.stop_requested.set()
@@ -256,7 +256,7 @@ class Service:
             self._served = True
             deploy(settings)
         except (RayError, RuntimeError, TimeoutError) as error:
-            raise LaunchFailed(f"the service cannot be started: {_first_line(error)}") from error
+            raise LaunchFailed(f"the service cannot be started: {first_line(error)}") from error
         self._claim.note_children(self._kept())
 
     def _check_cluster(self, settings: Settings, num_nodes: int) -> None:
@@ -383,7 +383,7 @@ def _in_time(action: Callable[[], None], limit_s: float) -> None:
     thread.start()
     thread.join(max(limit_s, 0.1))
     for error in failures:
-        logging.getLogger("tutti.launch").warning("while stopping: %s", _first_line(error))
+        logging.getLogger("tutti.launch").warning("while stopping: %s", first_line(error))
 
 
 def _quieten() -> None:
@@ -412,6 +412,9 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
+def first_line(error: BaseException) -> str:
+    """Say in one line what went wrong; never empty."""
+    # What was raised inside an actor begins with the actor's whereabouts; the reason is its cause.
+    cause = getattr(error, "cause", None)
+    text = str(cause if isinstance(cause, BaseException) else error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -15,6 +15,7 @@ from PIL import Image
 
 from actors.agents.data_analysis import DataAnalysis
 from actors.agents.data_ingest import DataIngest
+from actors.agents.synthesis import Synthesis
 from cluster.errors import FailureCode, StepError
 
 
@@ -379,3 +380,21 @@ async def test_what_no_ingest_made_is_refused(context, data) -> None:
     with pytest.raises(StepError, match="data") as raised:
         await DataAnalysis().execute({"data": data}, context)
     assert raised.value.code == FailureCode.VALIDATION_ERROR
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, 0.0, 0.0, 0.0, 2.0, 1.1125369292536007e-308],
+        [0.0, 0.0, 0.0, 0.0, 2.0, 1.1125369292536007e-308] * 8,
+        [-1.7e308, 1.7e308, 0.0, 1.0, 2.0, 1e308] * 8 + [float(n) for n in range(60)],
+        [5e-324, 0.0, 1e-323, 1e300, 7.0] * 8 + [float(n) for n in range(60)],
+    ],
+)
+async def test_numbers_at_the_ends_of_what_floats_hold_are_described(context, values) -> None:
+    entry = {"input_id": "x", "type": "json", "data": {"a": values, "b": values[::-1]}}
+    result = await DataAnalysis().execute({"inputs": [entry]}, context)
+    json.dumps(result, allow_nan=False)
+    assert column_of(result["tables"][0], "a")["count"] == len(values)
+    report = await Synthesis().execute({"analysis": result}, context)
+    assert report["executive_summary"]

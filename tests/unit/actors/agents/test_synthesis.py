@@ -173,3 +173,10 @@ async def test_what_no_analysis_made_is_refused(context, analysis) -> None:
     with pytest.raises(StepError, match="output of data_analysis") as raised:
         await Synthesis().execute({"analysis": analysis}, context)
     assert raised.value.code == FailureCode.VALIDATION_ERROR
+
+
+async def test_trend_of_counts_says_that_the_ends_are_left_out(context, inputs) -> None:
+    report = await Synthesis().execute(inputs, context)
+    units, rows = (found["statement"] for found in report["detailed_findings"]["trends"][:2])
+    assert "+26.3%) along a straight line over 18 months; the line explains 75.8%" in units
+    assert "over 16 months, without the first and the last, which may not be whole; the line" in rows
