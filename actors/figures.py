@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Figures:
         self.mean_s: dict[str, float] = {}
         self._counters: dict[str, int] = {}
         self._run_ms: deque[float] = deque(maxlen=_MAX_SAMPLES)
+        self._commit_ms: deque[float] = deque(maxlen=_MAX_SAMPLES)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to a counter."""
@@ -47,11 +49,28 @@ class Figures:
         if record.started_at is not None and record.ended_at is not None:
             self._run_ms.append((record.ended_at - record.started_at) * 1000)
 
-    def snapshot(self, process: str, gauges: dict[str, float]) -> dict[str, Any]:
-        """Make what /metrics reads."""
+    def observe_commit(self, took_s: float) -> None:
+        """Note a commit that came back."""
+        self.count("commits_total")
+        self._commit_ms.append(took_s * 1000)
+
+    def snapshot(
+        self, process: str, gauges: dict[str, float], waiting: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
+        """Make what /metrics reads.
+
+        Args:
+            process: Name of the process.
+            gauges: Numbers by name.
+            waiting: Steps that wait for a slot, by capability.
+        """
         return {
             "process": process,
             "counters": dict(self._counters),
             "gauges": gauges,
-            "samples": {"task_execution_time_ms": [round(value, 3) for value in self._run_ms]},
+            "labelled": {"steps_waiting_by_capability": {"capability": dict(waiting or {})}},
+            "samples": {
+                "task_execution_time_ms": [round(value, 3) for value in self._run_ms],
+                "tutti_commit_ms": [round(value, 3) for value in self._commit_ms],
+            },
         }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from cluster.settings import Settings
+    from serve_app.request_figures import RequestFigures
 
 __all__ = ["AccessRule", "Door", "Gate", "LocalPeers", "grpc_peer_address", "public", "requires", "rule_of"]
 
@@ -204,14 +205,20 @@ class Door:
         self.routes: tuple[BaseRoute, ...] = ()
         self._inner: ASGIApp = app
         self._gate: Gate = app.state.gate
+        self._figures: RequestFigures = app.state.figures
         self._max_body_bytes = settings.max_body_bytes
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] == "lifespan":
+        if scope["type"] == "http":
+            await self._figures.serve(self._admit, scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._admit(scope, receive, send)
+        else:
             await self._inner(scope, receive, send)
-            return
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if self._gate.is_open and (reason := self._strangeness(scope, headers)):
             await self._refuse(Forbidden(reason), scope, receive, send)

@@ -19,6 +19,7 @@ from cluster.errors import LaunchFailed
 from serve_app.access import Door, Gate
 from serve_app.grpc_servicer import OrchestratorServicer
 from serve_app.http_app import build_app
+from serve_app.request_figures import RequestFigures
 from serve_app.service import RunService
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Ingress(OrchestratorServicer):
         self.service = RunService.connect(self._settings)
         door = build_app(self.service, self._settings)
         self.gate: Gate = door.app.state.gate
+        self.figures: RequestFigures = door.app.state.figures
+        self.figures.publish_from_now_on(self.service.store)
         return door
 
 

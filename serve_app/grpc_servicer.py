@@ -25,6 +25,7 @@ from serve_app.client_address import FORWARDED_FOR
 from serve_app.dialects import tasks
 from serve_app.operations import report_of
 from serve_app.problems import wording_of
+from serve_app.request_figures import RequestFigures, measured, measured_stream
 
 if TYPE_CHECKING:
     from ray.serve.grpc_util import RayServegRPCContext
@@ -52,11 +53,14 @@ class OrchestratorServicer:
     Attributes:
         service: The use cases.
         gate: Credentials and peers.
+        figures: What is counted of the calls.
     """
 
     service: RunService
     gate: Gate
+    figures: RequestFigures
 
+    @measured
     async def SubmitTask(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Submit a task."""
         try:
@@ -72,6 +76,7 @@ class OrchestratorServicer:
             estimated_completion_ms=answer.estimated_completion_ms,
         )
 
+    @measured
     async def GetTaskStatus(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Read a task."""
         try:
@@ -81,6 +86,7 @@ class OrchestratorServicer:
             return _fail(grpc_context, error, pb.TaskStatusResponse())
         return _state_message(tasks.state_of(view, time.time()))
 
+    @measured_stream
     async def StreamTaskUpdates(  # noqa: N802 - wire name
         self, request: Any, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[Any]:
@@ -102,6 +108,7 @@ class OrchestratorServicer:
         except TuttiError as error:
             _fail(grpc_context, error, None)
 
+    @measured
     async def CancelTask(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Cancel a task; one that has ended is answered with `success` false."""
         try:
@@ -113,6 +120,7 @@ class OrchestratorServicer:
             return _fail(grpc_context, error, pb.TaskCancelResponse())
         return pb.TaskCancelResponse(success=True, message=tasks.CANCELLED_MESSAGE)
 
+    @measured
     async def HealthCheck(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Tell whether the service can take tasks."""
         try:

@@ -30,6 +30,7 @@ from serve_app.dialect import (
 from serve_app.dialects import runs, tasks
 from serve_app.openapi import install_openapi
 from serve_app.operations import HealthReport, operations_routes
+from serve_app.request_figures import RequestFigures
 from serve_app.task_paths import task_routes
 
 if TYPE_CHECKING:
@@ -61,13 +62,14 @@ def build_app(service: RunService, settings: Settings) -> Door:
         redoc_url=None,
     )
     app.state.gate = Gate(settings)
+    app.state.figures = figures = RequestFigures()
     # The busiest routes come first: each request walks the list.
     app.include_router(task_routes(service, TASK_FORMS))
     for dialect in DIALECTS:
         router = APIRouter(tags=[dialect.name])
         dialect.add_routes(router, service)
         app.include_router(router)
-    app.include_router(operations_routes(service))
+    app.include_router(operations_routes(service, figures))
     app.include_router(api_pages())
     check_paths(app)
     install_openapi(app, (*(kind for dialect in DIALECTS for kind in dialect.schemas), HealthReport))

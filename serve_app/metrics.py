@@ -1,12 +1,14 @@
 """The figures of the whole service in Prometheus' text format.
 
 All-time counts come from the store, the rest from what each process told of itself in the last seconds, so
-any replica answers for all. Nothing is counted in this process, so nothing is lost or counted twice with it.
+any replica answers for all. It counts nothing and sums up nothing: each process is told apart by a label, so
+that the end of one is no step backwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,45 +16,61 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from cluster.store.run_reader import Totals
+    from cluster.store.run_reader import PartitionFigures, Totals
 
-__all__ = ["CONTENT_TYPE", "render_metrics"]
+__all__ = ["CONTENT_TYPE", "ServiceFigures", "render_metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _QUANTILES = (0.5, 0.95, 0.99)
 _PREFIX = "tutti_"
 
 
-def render_metrics(totals: Totals | None, snapshots: Sequence[dict[str, Any]], uptime_s: float) -> bytes:
-    """Render everything.
+@dataclass(frozen=True, kw_only=True)
+class ServiceFigures:
+    """Everything there is to render.
 
-    Args:
+    Attributes:
         totals: All-time counts; None where the store is away.
-        snapshots: What processes told: `{"process", "counters", "gauges", "samples"}`.
+        orchestrators: What they told: `{"process", "counters", "gauges", "labelled", "samples"}`.
+        partitions: How each stands.
+        ingress: What replicas of the edge counted: `{"process", "families"}`.
         uptime_s: Of the answering replica.
     """
+
+    totals: Totals | None
+    orchestrators: Sequence[dict[str, Any]] = ()
+    partitions: Sequence[PartitionFigures] = ()
+    ingress: Sequence[dict[str, Any]] = ()
+    uptime_s: float = 0.0
+
+
+def render_metrics(figures: ServiceFigures) -> bytes:
+    """Render everything."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(totals, snapshots, uptime_s))
+    registry.register(_Figures(figures))
     return generate_latest(registry)
 
 
 class _Figures(Collector):
-    def __init__(self, totals: Totals | None, snapshots: Sequence[dict[str, Any]], uptime_s: float) -> None:
-        self._totals, self._snapshots, self._uptime_s = totals, snapshots, uptime_s
+    def __init__(self, figures: ServiceFigures) -> None:
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily(
-            _PREFIX + "store_up", "Whether the store answers", 0 if self._totals is None else 1
-        )
-        yield up
+        figures = self._figures
         yield GaugeMetricFamily(
-            _PREFIX + "ingress_uptime_seconds", "Age of the answering replica", self._uptime_s
+            _PREFIX + "store_up", "Whether the store answers", 0 if figures.totals is None else 1
         )
-        if self._totals is not None:
-            yield from _totals(self._totals)
-        yield from _by_process(self._snapshots, "counters", CounterMetricFamily)
-        yield from _by_process(self._snapshots, "gauges", GaugeMetricFamily)
-        yield from _summaries(self._snapshots)
+        yield GaugeMetricFamily(
+            _PREFIX + "ingress_uptime_seconds", "Age of the answering replica", figures.uptime_s
+        )
+        if figures.totals is not None:
+            yield from _totals(figures.totals)
+        yield from _by_process(figures.orchestrators, "counters", CounterMetricFamily)
+        yield from _by_process(figures.orchestrators, "gauges", GaugeMetricFamily)
+        yield from _labelled(figures.orchestrators)
+        yield from _summaries(figures.orchestrators)
+        yield from _partitions(figures.partitions)
+        yield from _ingress(figures.ingress)
 
 
 def _totals(totals: Totals) -> Iterator[Metric]:
@@ -78,6 +96,53 @@ def _by_process(
             if full not in families:
                 families[full] = family(full, "Told by each process", labels=["process"])
             families[full].add_metric([str(snapshot.get("process", ""))], value)
+    yield from families.values()
+
+
+def _labelled(snapshots: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+    """Render gauges that have one more label: `{name: {label: {value of the label: number}}}`."""
+    families: dict[str, GaugeMetricFamily] = {}
+    for snapshot in snapshots:
+        for name, values_by_label in snapshot.get("labelled", {}).items():
+            for label, values in values_by_label.items():
+                if name not in families:
+                    families[name] = GaugeMetricFamily(
+                        _PREFIX + name, "Told by each process", labels=["process", label]
+                    )
+                for text, value in values.items():
+                    families[name].add_metric([str(snapshot.get("process", "")), text], value)
+    yield from families.values()
+
+
+def _partitions(partitions: Sequence[PartitionFigures]) -> Iterator[Metric]:
+    if not partitions:
+        return
+    columns: tuple[tuple[str, str, Callable[[PartitionFigures], float]], ...] = (
+        ("partition_lease_seconds", "What is left of its owner's lease, 0: nobody's", lambda it: it.lease_s),
+        ("partition_epoch", "Number of its owner, raised by each takeover", lambda it: it.epoch),
+        ("partition_inbox_entries", "Submissions and commands not yet taken up", lambda it: it.inbox),
+        ("webhooks_pending", "Deliveries that are still to be made", lambda it: it.webhooks),
+        ("webhooks_dead", "Deliveries that were given up", lambda it: it.webhooks_dead),
+    )
+    for name, meaning, value_of in columns:
+        family = GaugeMetricFamily(_PREFIX + name, meaning, labels=["partition"])
+        for each in partitions:
+            family.add_metric([str(each.number)], value_of(each))
+        yield family
+
+
+def _ingress(snapshots: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+    """Put the same family of all replicas into one, with the replica as one more label."""
+    families: dict[str, Metric] = {}
+    for snapshot in snapshots:
+        process = str(snapshot.get("process", ""))
+        for told in snapshot.get("families", ()):
+            name = told["name"]
+            if name not in families:
+                families[name] = Metric(name, told["help"], told["type"])
+            for sample, labels, value in told["samples"]:
+                if not sample.endswith("_created"):
+                    families[name].add_sample(sample, {"process": process, **labels}, value)
     yield from families.values()
 
 

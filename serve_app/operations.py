@@ -11,10 +11,11 @@ from starlette.responses import Response
 from cluster.errors import Unavailable
 from serve_app.access import public
 from serve_app.dialect import json_response
-from serve_app.metrics import CONTENT_TYPE, render_metrics
+from serve_app.metrics import CONTENT_TYPE, ServiceFigures, render_metrics
 from serve_app.openapi import described
 
 if TYPE_CHECKING:
+    from serve_app.request_figures import RequestFigures
     from serve_app.service import Health, RunService
 
 __all__ = ["HealthReport", "HealthStats", "QueueStats", "operations_routes", "report_of"]
@@ -71,8 +72,8 @@ def _metrics(health: Health) -> dict[str, int]:
     }
 
 
-def operations_routes(service: RunService) -> APIRouter:
-    """Make the routes."""
+def operations_routes(service: RunService, figures: RequestFigures) -> APIRouter:
+    """Make the routes; `figures` are this replica's own."""
     router = APIRouter(tags=["operations"], dependencies=[Depends(public())])
 
     @router.get("/health", summary="Whether the service can take work", **described("HealthReport"))
@@ -85,10 +86,18 @@ def operations_routes(service: RunService) -> APIRouter:
     @router.get("/metrics", summary="Figures in Prometheus' format", **text)
     @router.get("/_public/metrics", summary="Figures in Prometheus' format", **text)
     async def metrics() -> Response:
+        own, store = figures.snapshot(), service.store
         try:
-            totals, snapshots = await service.store.totals(), await service.store.metrics_snapshots()
+            others = [each for each in await store.ingress_snapshots() if each["process"] != own["process"]]
+            told = ServiceFigures(
+                totals=await store.totals(),
+                orchestrators=await store.metrics_snapshots(),
+                partitions=await store.partition_figures(),
+                ingress=[own, *others],
+                uptime_s=service.uptime_s,
+            )
         except Unavailable:
-            totals, snapshots = None, []
-        return Response(render_metrics(totals, snapshots, service.uptime_s), media_type=CONTENT_TYPE)
+            told = ServiceFigures(totals=None, ingress=[own], uptime_s=service.uptime_s)
+        return Response(render_metrics(told), media_type=CONTENT_TYPE)
 
     return router

@@ -21,6 +21,7 @@ the tag, and scripts declare all their keys, so that Redis Cluster stays possibl
 | tutti:{p}:webhooks_dead | hash id to delivery | permanent, bounded | sender |
 | tutti:orchestrators | zset id by last sign of life | permanent | orchestrators |
 | tutti:metrics:<n> | string | 15 s | orchestrator n |
+| tutti:metrics:ingress | hash replica to counts | 15 s | ingress replicas |
 | tutti:durations | hash capability to mean seconds | permanent | orchestrators |
 | tutti:ledger | hash replica id to entry | permanent | scheduler |
 | tutti:format | string, version of this layout | permanent | whoever is first |
@@ -36,6 +37,7 @@ __all__ = [
     "DURATIONS",
     "FORMAT",
     "FORMAT_VERSION",
+    "INGRESS_METRICS",
     "LEDGER",
     "METRICS_TTL_S",
     "ORCHESTRATORS",
@@ -55,6 +57,7 @@ METRICS_TTL_S = 15
 
 ORCHESTRATORS = "tutti:orchestrators"
 DURATIONS = "tutti:durations"
+INGRESS_METRICS = "tutti:metrics:ingress"
 LEDGER = "tutti:ledger"
 FORMAT = "tutti:format"
 

@@ -25,7 +25,7 @@ from cluster.store.run_codec import decode_header, decode_record, decode_run, su
 if TYPE_CHECKING:
     from cluster.settings import Settings
 
-__all__ = ["RunReader", "Totals"]
+__all__ = ["PartitionFigures", "RunReader", "Totals"]
 
 _PRIOR_STEP_S = 1.0
 _CACHE_S = 1.0
@@ -41,6 +41,19 @@ class Totals(NamedTuple):
     failed: int
     cancelled: int
     unfinished: int
+
+
+class PartitionFigures(NamedTuple):
+    """How a partition stands: its lease (seconds left, 0 where nobody owns it), what waits in its inbox, and
+    webhooks to be delivered and given up.
+    """
+
+    number: int
+    epoch: int
+    lease_s: float
+    inbox: int
+    webhooks: int
+    webhooks_dead: int
 
 
 class RunReader:
@@ -232,6 +245,51 @@ class RunReader:
             names = [keys.metrics_key(str(number)) for number in range(self._settings.num_orchestrators)]
             values = await self.redis.mget(names)
         return [orjson.loads(value) for value in values if value]
+
+    async def partition_figures(self) -> list[PartitionFigures]:
+        """Read how each partition stands, by Redis's clock."""
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.time()
+            for partition in self._partitions:
+                pipe.hmget(partition.owner, ["epoch", "until_ms"])
+                pipe.xlen(partition.inbox)
+                pipe.hlen(partition.webhooks)
+                pipe.hlen(partition.webhooks_dead)
+            (seconds, micros), *rows = await pipe.execute()
+        now_ms = seconds * 1000 + micros / 1000
+        found = []
+        for partition, start in zip(self._partitions, range(0, len(rows), 4), strict=True):
+            (epoch, until_ms), inbox, webhooks, dead = rows[start : start + 4]
+            lease_s = max((float(until_ms or 0) - now_ms) / 1000, 0.0)
+            found.append(
+                PartitionFigures(partition.partition, int(epoch or 0), lease_s, inbox, webhooks, dead)
+            )
+        return found
+
+    async def put_ingress_snapshot(self, process: str, snapshot: bytes) -> None:
+        """Show the counts of an ingress replica to all others for some seconds.
+
+        Args:
+            process: The replica's name.
+            snapshot: JSON with `at`, Unix seconds.
+        """
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.hset(keys.INGRESS_METRICS, process, snapshot)
+            pipe.expire(keys.INGRESS_METRICS, keys.METRICS_TTL_S)
+            await pipe.execute()
+
+    async def ingress_snapshots(self) -> list[dict[str, Any]]:
+        """Read what ingress replicas counted; what the dead have left is removed."""
+        with redis_errors_as_ours():
+            values: Any = await self.redis.hgetall(keys.INGRESS_METRICS)
+            found = {process: orjson.loads(value) for process, value in values.items()}
+            before = time.time() - keys.METRICS_TTL_S
+            dead = [process for process, each in found.items() if each["at"] < before]
+            if dead:
+                await self.redis.hdel(keys.INGRESS_METRICS, *dead)
+        return [each for process, each in found.items() if process not in dead]
 
     async def estimate_ms(self, plan: Plan) -> int:
         """Estimate submit to end: the longest path of measured mean durations, with the present waits for

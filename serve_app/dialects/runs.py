@@ -257,10 +257,9 @@ def _statuses_of(words: list[str]) -> list[RunStatus]:
 
 
 def _whole(text: str, name: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidInput(f"{name}: must be a whole number", field=name) from None
+    if not (text.isascii() and text.removeprefix("-").isdigit()) or len(text) > 15:
+        raise InvalidInput(f"{name}: must be a whole number", field=name)
+    return int(text)
 
 
 def _add_routes(router: APIRouter, service: RunService) -> None:

@@ -1,9 +1,10 @@
-from cluster.store.run_reader import Totals
-from serve_app.metrics import render_metrics
+from cluster.store.run_reader import PartitionFigures, Totals
+from serve_app.metrics import ServiceFigures, render_metrics
 
 
-def _lines(totals=None, snapshots=()):
-    return render_metrics(totals, snapshots, 1.0).decode().splitlines()
+def _lines(totals=None, snapshots=(), **more):
+    figures = ServiceFigures(totals=totals, orchestrators=snapshots, uptime_s=1.0, **more)
+    return render_metrics(figures).decode().splitlines()
 
 
 def test_documented_names_are_there_with_the_all_time_counts():
@@ -42,3 +43,17 @@ def test_absence_of_the_store_is_a_figure_too():
     lines = _lines()
     assert "tutti_store_up 0.0" in lines
     assert not any(line.startswith("tasks_submitted") for line in lines)
+
+
+def test_steps_that_wait_are_told_by_capability():
+    told = {"process": "o-0", "labelled": {"steps_waiting_by_capability": {"capability": {"echo": 3}}}}
+    lines = _lines(Totals(0, 0, 0, 0, 0), [told])
+    assert 'tutti_steps_waiting_by_capability{capability="echo",process="o-0"} 3.0' in lines
+
+
+def test_partition_shows_its_lease_and_what_waits_in_its_inbox():
+    lines = _lines(Totals(0, 0, 0, 0, 0), partitions=[PartitionFigures(7, 3, 2.5, 12, 1, 0)])
+    assert 'tutti_partition_lease_seconds{partition="7"} 2.5' in lines
+    assert 'tutti_partition_epoch{partition="7"} 3.0' in lines
+    assert 'tutti_partition_inbox_entries{partition="7"} 12.0' in lines
+    assert 'tutti_webhooks_pending{partition="7"} 1.0' in lines
