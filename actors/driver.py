@@ -10,7 +10,8 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,31 +19,29 @@ import structlog
 
 from actors.dispatcher import Dispatcher, Ready
 from actors.figures import Figures
+from actors.intake import IDLE, Intake
 from actors.messages import AttemptKey, Report, StepCall
-from actors.parking import ParkingLine
-from actors.partition import Partition, TakenBatch, command_event, verdict_of
+from actors.partition import Partition, TakenBatch
 from actors.replica_link import ReplicaLink
 from actors.timers import TimerWheel
 from actors.waiters import RunEnd
 from cluster.engine import Outcome, Run, advance
-from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError
+from cluster.errors import StaleOwner, TuttiError
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import commands as cmd
 from cluster.model import events as ev
 from cluster.store.keys import partition_of
-from cluster.store.run_codec import decode_run, failure_decoder
+from cluster.store.run_codec import failure_decoder
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
-    from cluster.store.journal import InboxEntry, Journal
+    from cluster.store.journal import Journal
 
 __all__ = ["Driver"]
 
 _log = structlog.get_logger("tutti.driver")
 _RETRY_PAUSE_S = 0.2
 _TICK_S = 0.02
-_UNPARK_AT_ONCE = 500
-_IDLE = frozenset({RunStatus.PENDING, RunStatus.PAUSED})
 _STILL_OURS = frozenset({cmd.EndRun, cmd.StopStep})  # all else is the next owner's to do
 
 
@@ -72,10 +71,11 @@ class Driver:
         self.figures = Figures()
         self.dispatcher = Dispatcher(owner_id, self, self._assign, self._unserve, ask_for_slots)
         self.timers = TimerWheel()
-        self._line = ParkingLine()
+        self.intake = Intake(self)
         self.on_end: Callable[[RunEnd], None] = lambda _end: None
         self._find_attempts = find_attempts
         self._replace_replica = replace_replica
+        self._to_watch: list[tuple[str, str]] = []
         self._searched: dict[str, list[AttemptKey]] = {}
         self._dirty = asyncio.Event()
         self._relays: set[int] = set()
@@ -97,7 +97,7 @@ class Driver:
                 self._to_queue.append((run, command.step, command.item))
             else:
                 partition.after_commit(run, command)
-        if run.record.status in _IDLE:
+        if run.record.status in IDLE:
             partition.idle.add(run.run_id)
         elif partition.idle:
             partition.idle.discard(run.run_id)
@@ -117,6 +117,15 @@ class Driver:
                 self.dispatcher.queue(run.run_id, step, item, capability, run.record.priority, suspect)
         finally:
             self._is_queueing = False
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Let nothing start until the block has ended."""
+        self._is_queueing = True
+        try:
+            yield
+        finally:
+            self._queue_all()
 
     def find(self, run_id: str) -> tuple[Partition, Run] | None:
         """Return a Run in memory with its partition."""
@@ -199,110 +208,6 @@ class Driver:
             link.was_replaced = True
         self._replace_replica(link.replica_id, reason)  # again and again: the scheduler may be away
 
-    # -- from the inbox
-
-    async def take_entry(self, entry: InboxEntry) -> None:
-        """Handle one inbox entry, in order."""
-        partition = self.partitions.get(entry.partition)
-        if partition is None or partition.is_lost:
-            return
-        fields = entry.fields
-        kind, run_id = fields[b"k"], fields[b"r"].decode()
-        if kind == b"submit":
-            self._take_submission(partition, run_id, fields)
-        elif kind == b"command":
-            await self._take_command(partition, run_id, fields)
-        elif kind == b"ended":
-            status = RunStatus(fields[b"status"].decode())
-            await self._deliver(partition, run_id, ev.PredecessorEnded(fields[b"run"].decode(), status))
-        partition.handled(entry)
-        self._dirty.set()
-
-    def _take_submission(self, partition: Partition, run_id: str, fields: dict[bytes, bytes]) -> None:
-        if run_id in partition.runs or run_id in partition.adopted or run_id in partition.parked_ids:
-            return
-        names = {b"header": b"h", b"plan": b"p", b"inputs": b"i", b"record": b"s"}
-        self.take_in(partition, decode_run({name: fields[short] for name, short in names.items()}))
-
-    def take_in(self, partition: Partition, run: Run) -> None:
-        """Take a Run into memory, or park it where there is no room. What has attempts out goes first, and
-        what waits for other Runs takes no room: else it could keep out the one it waits for.
-        """
-        if run.record.status.is_terminal:
-            return
-        has_room = self.num_loaded < self.settings.max_loaded_runs
-        if has_room or run.running or run.record.status is RunStatus.PENDING:
-            self._adopt(partition, run)
-            return
-        self._line.add(partition, run)
-        if run.record.deadline_at is not None:
-            self.timers.set((run.run_id, -1, -1), run.record.deadline_at)
-
-    @property
-    def num_loaded(self) -> int:
-        """Runs in memory that can go on, over all partitions."""
-        return sum(len(partition.runs) - len(partition.idle) for partition in self.partitions.values())
-
-    def _adopt(self, partition: Partition, run: Run) -> None:
-        partition.runs[run.run_id] = run
-        partition.parked_ids.discard(run.run_id)
-        if run.record.status in _IDLE:
-            partition.idle.add(run.run_id)
-        self.apply(partition, run, ev.RunAdopted())
-
-    def _adopt_parked(self, partition: Partition, run: Run) -> None:
-        """Adopt a Run that was loaded, unless it came in by another way meanwhile."""
-        if run.run_id in partition.parked_ids and not partition.is_lost:
-            self._adopt(partition, run)
-
-    async def _deliver(self, partition: Partition, run_id: str, event: ev.Event) -> Outcome | None:
-        """Let something happen to a Run, loading it where it is parked; None where it does not go on.
-        Nothing of a parked Run starts before the event: it may be the one that forbids it.
-        """
-        parked: list[Run] = []
-        if run_id in partition.parked_ids:
-            parked = [run async for run in self.journal.load(partition.number, [run_id])]
-        self._is_queueing = True
-        try:
-            for run in parked:
-                self._adopt_parked(partition, run)
-            found = partition.runs.get(run_id)
-            return None if found is None else self.apply(partition, found, event)
-        finally:
-            self._queue_all()
-
-    async def _take_command(self, partition: Partition, run_id: str, fields: dict[bytes, bytes]) -> None:
-        refusal: TuttiError | None = InvalidInput("unknown command")
-        event = command_event(orjson.loads(fields[b"d"]))
-        if event is not None:
-            outcome = await self._deliver(partition, run_id, event)
-            refusal = await self._refusal_of(partition, run_id) if outcome is None else outcome.refusal
-        partition.answer(fields[b"c"].decode(), verdict_of(refusal))
-
-    async def _refusal_of(self, partition: Partition, run_id: str) -> TuttiError:
-        async for run in self.journal.load(partition.number, [run_id]):
-            status = run.record.status
-            return Conflict(f"run {run_id} has already ended: {status}", status=status)
-        return NotFound(f"run {run_id} not found")
-
-    async def unpark(self) -> None:
-        """Load parked Runs while there is room."""
-        room = self.settings.max_loaded_runs - self.num_loaded
-        places = self._line.take(self.partitions, min(room, _UNPARK_AT_ONCE))
-        owners = {place.partition: self.partitions[place.partition] for place in places}
-        loaded: dict[str, Run] = {}
-        try:
-            for number in owners:
-                run_ids = [place.run_id for place in places if place.partition == number]
-                async for run in self.journal.load(number, run_ids):
-                    loaded[run.run_id] = run
-        except TuttiError:
-            self._line.put_back(places)
-            raise
-        for place in places:
-            if place.run_id in loaded:
-                self._adopt_parked(owners[place.partition], loaded[place.run_id])
-
     # -- commits
 
     async def commit_loop(self) -> None:
@@ -325,8 +230,12 @@ class Driver:
                 await asyncio.sleep(_RETRY_PAUSE_S)
         for each, reply in zip(taken, replies, strict=True):
             if reply < 0:
+                _refuse(each.accepted)
                 self.lose(each.partition, "its epoch is over")
                 continue
+            for accepted in each.accepted:
+                if not accepted.done():
+                    accepted.set_result(None)
             if reply:
                 self._relays.add(each.partition.number)
             for link, seq in each.acks:
@@ -337,6 +246,8 @@ class Driver:
                     self._carry_out(each.partition, run, command)
         if self._searched:
             self._search()
+        if self._to_watch:
+            self._spawn(self._watch())
         if self._relays:
             self._spawn(self._relay())
 
@@ -357,9 +268,11 @@ class Driver:
             key = (run.run_id, command.step, command.item, command.attempt)
             self._searched.setdefault(command.agent_id, []).append(key)
         elif isinstance(command, cmd.WatchRuns):
-            self._spawn(self._watch(run, command.run_ids))
+            self._to_watch += [(other, run.run_id) for other in command.run_ids]
 
     def _start(self, run: Run, command: cmd.StartStep) -> None:
+        if run.unit(command.step, command.item).attempt != command.attempt:
+            return  # lost and begun again while the commit was on its way
         link = self.dispatcher.links.get(command.agent_id)
         key = (run.run_id, command.step, command.item, command.attempt)
         if link is None or link.lost:
@@ -425,10 +338,11 @@ class Driver:
             if found is not None:
                 self.apply(*found, ev.AttemptLost(step, item, attempt, reason, crashed=False))
 
-    async def _watch(self, run: Run, run_ids: tuple[str, ...]) -> None:
-        for other in run_ids:
-            status = await self._insist(lambda other=other: self.journal.watch(other, run.run_id))  # type: ignore[misc]
-            found = self.find(run.run_id)
+    async def _watch(self) -> None:
+        watches, self._to_watch = self._to_watch, []
+        statuses = await self._insist(lambda: self.journal.watch(watches))
+        for (other, watcher), status in zip(watches, statuses, strict=True):
+            found = self.find(watcher)
             if status and found is not None:
                 self.apply(*found, ev.PredecessorEnded(other, RunStatus(status)))
 
@@ -457,12 +371,7 @@ class Driver:
                 if found is not None:
                     self.apply(*found, ev.TimerFired(step, item, self._random.random()))
                 else:
-                    await self._wake_parked(run_id)
-
-    async def _wake_parked(self, run_id: str) -> None:
-        partition = self.partitions.get(partition_of(run_id, self.settings.num_partitions))
-        if partition is not None and run_id in partition.parked_ids:
-            await self._insist(lambda: self._deliver(partition, run_id, ev.TimerFired(-1, -1, 0.0)))
+                    await self._insist(lambda run_id=run_id: self.intake.wake_parked(run_id))  # type: ignore[misc]
 
     # -- ownership
 
@@ -474,6 +383,7 @@ class Driver:
         partition.is_lost = True
         if self.partitions.get(partition.number) is partition:
             del self.partitions[partition.number]
+        _refuse(partition.take().accepted)
         for run_id in partition.parked_ids:
             self.timers.clear((run_id, -1, -1))
         for run in partition.runs.values():
@@ -481,8 +391,7 @@ class Driver:
             for step, item in run.running | run.backoff:
                 self.timers.clear((run.run_id, step, item))
         for link in self.dispatcher.links.values():
-            for key in [key for key in link.held if key[0] in partition.runs]:
-                del link.held[key]
+            link.give_up([key for key in link.held if key[0] in partition.runs])
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -498,3 +407,10 @@ class Driver:
         for task in self._tasks:
             task.cancel()
         self.dispatcher.close()
+
+
+def _refuse(waiting: list[asyncio.Future[None]]) -> None:
+    """Tell who waits for the acceptance of Runs that these were not written here."""
+    for accepted in waiting:
+        if not accepted.done():
+            accepted.set_exception(StaleOwner("the partition has another owner"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +74,7 @@ class AttemptContext:
         self._call, self._host, self._report = call, host, report
         self._metadata: dict[str, Any] | None = None
         self._last_progress_at = 0.0
-        self._stopped = threading.Event()
+        self._stopped = False
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -106,11 +105,11 @@ class AttemptContext:
     @property
     def cancelled(self) -> bool:
         """Whether the result is no longer wanted."""
-        return self._stopped.is_set()
+        return self._stopped
 
     def stop(self) -> None:
         """Let `cancelled` be true from now on."""
-        self._stopped.set()
+        self._stopped = True
 
     def read_blob(self, reference: dict[str, Any]) -> bytes:
         """Read the bytes behind a blob reference."""

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -21,11 +19,11 @@ import structlog
 
 from actors import handles
 from actors.driver import Driver
-from actors.partition import Partition
+from actors.leases import Leases
+from actors.submitter import Submitter
 from actors.waiters import Waiters
-from cluster.errors import TuttiError, Unavailable
-from cluster.model.compiled import compile_plan
-from cluster.model.plan import Json, Plan, Submission
+from cluster.errors import InvalidInput, TuttiError, Unavailable
+from cluster.model.plan import Json, Plan
 from cluster.store import keys
 from cluster.store.blobs import BlobStore
 from cluster.store.connection import redis_errors_as_ours
@@ -45,7 +43,6 @@ _PAUSE_S = 0.2
 _ASK_EVERY_S = 0.05
 _FIGURES_EVERY_S = 2.0
 _HOUSEKEEPING_EVERY_S = 3600.0
-_ADOPTED_KEPT_S = 60.0
 
 
 class Orchestrator:
@@ -70,13 +67,13 @@ class Orchestrator:
         )
         self._waiters = Waiters(self._store, self._driver)
         self._driver.on_end = self._waiters.on_end
+        self._leases = Leases(self._driver)
         self._blobs = BlobStore(settings.blobs_dir)
+        self._submitter = Submitter(self._store, self._driver, self._blobs)
         self._loops: list[asyncio.Task[None]] = []
         self._published_at = 0.0
         self._told_at = 0.0
         self._asking: asyncio.TimerHandle | None = None
-        self._is_draining = False
-        self._server_run_id = ""
         # Ray calls __init__ again when it restarts the actor, and nothing else: so it begins by itself.
         self._beginning = asyncio.get_running_loop().create_task(self.start())
 
@@ -87,7 +84,7 @@ class Orchestrator:
         if not self._loops:
             loop = asyncio.get_running_loop()
             for body in (
-                self._lease_loop,
+                self._leases.hold_loop,
                 self._inbox_loop,
                 self._driver.commit_loop,
                 self._driver.timer_loop,
@@ -103,7 +100,9 @@ class Orchestrator:
             try:
                 await body()
             except TuttiError as error:
-                _log.warning("loop waits", loop=body.__name__, reason=error.message)
+                _log.warning(
+                    "loop waits", loop=body.__name__, reason=error.message, cause=str(error.__cause__ or "")
+                )
             except Exception:  # noqa: BLE001 - the outer loop of an actor: a bug in one round must not end all rounds
                 _log.exception("loop failed, begins again", loop=body.__name__)
             await asyncio.sleep(_PAUSE_S)
@@ -112,15 +111,10 @@ class Orchestrator:
         """Hand the partitions over in order: what is written stays, what runs is adopted by the next
         owner.
         """
-        self._is_draining = True
-        owned = list(self._driver.partitions.values())
-        for partition in owned:
-            await self._release(partition)
+        await self._leases.drain()
         for task in self._loops:
             task.cancel()
         await self._driver.close()
-        with suppress(TuttiError):
-            await self._journal.leave()
 
     def status(self) -> dict[str, Any]:
         """Tell what it owns, for operators and tests."""
@@ -135,95 +129,6 @@ class Orchestrator:
             "held": self._driver.dispatcher.in_use(),
             "timers": len(self._driver.timers),
         }
-
-    # -- ownership
-
-    async def _lease_loop(self) -> None:
-        await self._journal.check_format()
-        every_s = self._settings.owner_lease_s / 3
-        while not self._is_draining:
-            began = time.monotonic()
-            await self._hold_leases()
-            await asyncio.sleep(max(every_s - (time.monotonic() - began), 0.05))
-
-    async def _hold_leases(self) -> None:
-        living = await self._journal.announce(self._settings.owner_lease_s)
-        await self._notice_restart()
-        share = math.ceil(self._settings.num_partitions / max(len(living), 1))
-        owned = self._driver.partitions
-        renewed = await self._journal.own(list(owned), self._settings.owner_lease_s)
-        for number, ownership in renewed.items():
-            partition = owned.get(number)
-            if partition is not None and (not ownership.owned or ownership.epoch != partition.epoch):
-                self._driver.lose(partition, "its lease ran out")
-                if ownership.owned:
-                    await self._take_over(number, ownership.epoch)
-        for partition in list(owned.values())[share:]:
-            await self._release(partition)
-        if len(owned) < share and self._driver.dispatcher.version:
-            await self._claim(share - len(owned))
-
-    async def _notice_restart(self) -> None:
-        """With `everysec` a restarted server may have lost a second: what memory knows beyond it must go."""
-        run_id = await self._journal.server_run_id()
-        if self._server_run_id and run_id != self._server_run_id and self._settings.durability != "strict":
-            for partition in list(self._driver.partitions.values()):
-                self._driver.lose(partition, "the store was restarted")
-                await self._journal.own([partition.number], 0.0)
-        self._server_run_id = run_id
-
-    async def _claim(self, most: int) -> None:
-        began, lease_s = time.monotonic(), self._settings.owner_lease_s
-        others = [p for p in range(self._settings.num_partitions) if p not in self._driver.partitions]
-        for number in others:
-            if most <= 0 or self._is_draining:
-                return
-            claimed = (await self._journal.own([number], lease_s))[number]
-            if claimed.owned and not claimed.is_new:
-                # We hold a lease on what we gave up: only a new epoch is sure to start from what is written.
-                await self._journal.own([number], 0.0)
-                claimed = (await self._journal.own([number], lease_s))[number]
-            if claimed.owned:
-                most -= 1
-                await self._take_over(number, claimed.epoch)
-            if time.monotonic() - began > lease_s / 3:
-                return  # the leases we have must be renewed first
-
-    async def _take_over(self, number: int, epoch: int) -> None:
-        """Load a partition: first the inbox as it stands, then the Runs, then what the inbox asks of them."""
-        began = time.monotonic()
-        partition = Partition(number, epoch)
-        backlog = await self._journal.read_backlog(number)
-        active = await self._journal.active_ids(number)
-        partition.adopted = {run_id for run_id, _ in active}
-        partition.adopted.update(e.fields[b"r"].decode() for e in backlog if e.fields[b"k"] == b"submit")
-        self._driver.partitions[number] = partition
-        try:
-            async for run in self._journal.load(number, [run_id for run_id, _ in active]):
-                self._driver.take_in(partition, run)
-            for entry in backlog:
-                await self._driver.take_entry(entry)
-            while await self._journal.relay_outbox(number):
-                continue
-            partition.is_open = not partition.is_lost
-        finally:
-            if not partition.is_open:
-                self._driver.lose(partition, "it could not be loaded")
-        asyncio.get_running_loop().call_later(_ADOPTED_KEPT_S, partition.adopted.clear)
-        if active:
-            took_s = round(time.monotonic() - began, 3)
-            _log.info("partition taken over", partition=number, runs=len(active), took_s=took_s)
-
-    async def _release(self, partition: Partition) -> None:
-        """Give a partition to whoever has too few: commit what there is, then let go."""
-        partition.is_open = False
-        deadline = time.monotonic() + self._settings.owner_lease_s
-        while partition.is_dirty and not partition.is_lost and time.monotonic() < deadline:
-            self._driver.mark_dirty()
-            await asyncio.sleep(0.01)
-        self._driver.lose(partition, "handed over")
-        with suppress(TuttiError):
-            await self._journal.own([partition.number], 0.0)
 
     # -- inbox
 
@@ -240,7 +145,7 @@ class Orchestrator:
         for position, entry in enumerate(entries):
             partition = self._driver.partitions.get(entry.partition)
             if partition is not None and partition.is_open:
-                await self._driver.take_entry(entry)
+                await self._driver.intake.take_entry(entry)
             if position % 200 == 199:
                 await asyncio.sleep(0)
 
@@ -304,7 +209,7 @@ class Orchestrator:
         while True:
             await asyncio.sleep(_FIGURES_EVERY_S / 4)
             self._driver.dispatcher.check_links()
-            await self._driver.unpark()
+            await self._driver.intake.unpark()
             await self._publish_figures()
             if time.monotonic() - swept_at > _HOUSEKEEPING_EVERY_S:
                 swept_at = time.monotonic()
@@ -345,10 +250,9 @@ class Orchestrator:
             options: Fields of Submission (run_id, priority, timeout_s, after, tenant, metadata, webhook_url).
 
         Raises:
-            InvalidPlan, AlreadyExists, LimitExceeded, Unavailable: See there.
+            InvalidPlan, InvalidInput, AlreadyExists, LimitExceeded, Unavailable: See there.
         """
-        outcome = await self._store.submit(self._submission(plan, inputs, options))
-        return outcome.run_id
+        return await self._submitter.submit(plan, inputs, options)
 
     async def submit_many(
         self, plans: Sequence[Any], inputs: Sequence[Json] | None = None, **options: Any
@@ -357,30 +261,9 @@ class Orchestrator:
         first refused.
         """
         each_inputs = inputs if inputs is not None else [None] * len(plans)
-        pairs = zip(plans, each_inputs, strict=True)
-        outcomes = await self._store.submit_many([self._submission(p, i, options) for p, i in pairs])
-        for outcome in outcomes:
-            if isinstance(outcome, TuttiError):
-                raise outcome
-        return [outcome.run_id for outcome in outcomes if not isinstance(outcome, TuttiError)]
-
-    def _submission(self, plan: Any, inputs: Json, options: dict[str, Any]) -> Submission:
-        if isinstance(plan, Submission):
-            return plan
-        checked = plan if isinstance(plan, Plan) else compile_plan(plan).plan
-        fields = {"submitted_by": "driver", **options}
-        fields.setdefault("run_id", self._new_run_id())
-        return Submission(plan=checked, inputs={} if inputs is None else inputs, **fields)
-
-    def _new_run_id(self) -> str:
-        """Make an id whose partition is owned here, so that the Run needs no hop."""
-        own = self._driver.partitions
-        run_id = uuid4().hex
-        for _ in range(16):
-            if not own or keys.partition_of(run_id, self._settings.num_partitions) in own:
-                break
-            run_id = uuid4().hex
-        return run_id
+        if len(each_inputs) != len(plans):
+            raise InvalidInput(f"{len(plans)} plans need as many inputs, not {len(each_inputs)}")
+        return await self._submitter.submit_many(plans, each_inputs, options)
 
     async def result(self, run_id: str, timeout_s: float | None = None) -> Json:
         """Wait for a Run's output.
@@ -408,3 +291,15 @@ class Orchestrator:
     async def cancel(self, run_id: str, reason: str = "") -> None:
         """Cancel a Run; raises Conflict where it has ended."""
         await self._store.command(run_id, None, "cancel", reason=reason)
+
+    async def pause(self, run_id: str) -> None:
+        """Let the Steps in flight finish and start no other; raises Conflict where the status forbids it."""
+        await self._store.command(run_id, None, "pause")
+
+    async def resume(self, run_id: str) -> None:
+        """Go on after `pause`; raises Conflict where it is not paused."""
+        await self._store.command(run_id, None, "resume")
+
+    async def set_priority(self, run_id: str, priority: int) -> None:
+        """Change the priority, 0 to 100, of what waits as well; raises Conflict where it has ended."""
+        await self._store.command(run_id, None, "priority", priority=priority)

@@ -5,6 +5,7 @@ Everything here happens between two awaits of the orchestrator's loop: no I/O, o
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -13,6 +14,7 @@ from cluster.engine import Outcome, Run
 from cluster.errors import TuttiError
 from cluster.model import events as ev
 from cluster.store.journal import CommitBatch, RunChange
+from cluster.store.run_codec import Creation
 
 if TYPE_CHECKING:
     from cluster.model.commands import Command
@@ -28,6 +30,7 @@ class TakenBatch(NamedTuple):
     batch: CommitBatch
     commands: list[tuple[Run, Command]]
     acks: list[tuple[object, int]]
+    accepted: list[asyncio.Future[None]]
 
 
 class Partition:
@@ -59,6 +62,7 @@ class Partition:
         self._commands: list[tuple[Run, Command]] = []
         self._verdicts: list[tuple[str, str]] = []
         self._acks: dict[int, tuple[object, int]] = {}
+        self._accepted: list[asyncio.Future[None]] = []
 
     @property
     def is_dirty(self) -> bool:
@@ -78,6 +82,13 @@ class Partition:
             for unit in outcome.new_results:
                 change.results[unit] = None
             change.events += outcome.events
+
+    def create(self, run: Run, creation: Creation, accepted: asyncio.Future[None]) -> None:
+        """Write a new Run with the batch; `accepted` is done when it is written."""
+        change = self._changes[run.run_id] = RunChange(run)
+        change.creation = creation
+        change.events.append(creation.first_event)
+        self._accepted.append(accepted)
 
     def after_commit(self, run: Run, command: Command) -> None:
         """Do something when the batch is written."""
@@ -111,8 +122,8 @@ class Partition:
             list(self._changes.values()),
             self._verdicts,
         )
-        taken = TakenBatch(self, batch, self._commands, list(self._acks.values()))
-        self._changes, self._commands, self._verdicts, self._acks = {}, [], [], {}
+        taken = TakenBatch(self, batch, self._commands, list(self._acks.values()), self._accepted)
+        self._changes, self._commands, self._verdicts, self._acks, self._accepted = {}, [], [], {}, []
         return taken
 
 

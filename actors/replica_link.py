@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
 
 from actors.handles import ReplicaGone, ReplicaUnreachable, check_alive, exchange_with, own_node_id
@@ -42,7 +43,7 @@ class ReplicaLink:
 
     Attributes:
         entry: The replica as the scheduler describes it.
-        held: Attempts there that are ours, to the instant they were sent (monotonic seconds).
+        held: Attempts there that are ours, or have a slot kept, to the instant of it (monotonic seconds).
         stopping: Attempts told to stop, to the instant of it.
         was_replaced: Whether it was asked to be killed; what it holds is not to blame.
         exclusive: Whether one suspect attempt has the replica for itself.
@@ -59,6 +60,7 @@ class ReplicaLink:
         self.was_replaced = False
         self._caller = caller
         self._owner = owner
+        self._there: set[AttemptKey] = set()  # sent or adopted: what a waiting call can bring news of
         self._calls: list[StepCall] = []
         self._stops: list[AttemptKey] = []
         self._seen = 0
@@ -107,13 +109,21 @@ class ReplicaLink:
         if self.held.pop(key, None) is None:
             return
         self.stopping[key] = time.monotonic()
+        self._there.discard(key)
         self._stops.append(key)
         self._wanted.set()
 
     def adopt(self, key: AttemptKey) -> None:
         """Hold an attempt that the replica already has."""
         self.held[key] = time.monotonic()
+        self._there.add(key)
         self._wanted.set()
+
+    def give_up(self, keys: Collection[AttemptKey]) -> None:
+        """Leave attempts to another owner, who asks for them."""
+        for key in keys:
+            self.held.pop(key, None)
+            self._there.discard(key)
 
     def acknowledge(self, seq: int) -> None:
         """Let the replica forget reports up to `seq`."""
@@ -135,9 +145,10 @@ class ReplicaLink:
             has_news = bool(self._calls or self._stops)
             if self._in_flight >= _MAX_IN_FLIGHT or (self._in_flight and not has_news):
                 continue
-            if not (has_news or self.held or self.stopping):
+            if not (has_news or self._there or self.stopping):
                 continue
             calls, self._calls = self._calls, []
+            self._there.update([call.key for call in calls])
             stops, self._stops = self._stops, []
             ack = min(self._ack, self._seen)
             message = Exchange(self._caller, self._seen, ack, calls, stops, self._again)
@@ -184,6 +195,7 @@ class ReplicaLink:
             for report in reports:
                 if report.kind != "progress":
                     self.held.pop(report.key, None)
+                    self._there.discard(report.key)
                     self.stopping.pop(report.key, None)
             if self.exclusive and not self.held and not self.stopping:
                 self.exclusive = False

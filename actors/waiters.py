@@ -63,14 +63,14 @@ class Waiters:
         futures: dict[str, asyncio.Future[RunEnd]] = {}
         for run_id in run_ids:
             futures[run_id] = self._futures.setdefault(run_id, loop.create_future())
-        elsewhere = [run_id for run_id in futures if self._driver.find(run_id) is None]
-        await self._look_up(elsewhere)
+        all_ended = asyncio.gather(*futures.values())
         recheck_s = _FIRST_RECHECK_S
-        while pending := {future for future in futures.values() if not future.done()}:
-            await asyncio.wait(pending, timeout=recheck_s)
+        while not all_ended.done():
+            not_here = [i for i, f in futures.items() if not f.done() and self._driver.find(i) is None]
+            await self._look_up(not_here)
+            await asyncio.wait([all_ended], timeout=recheck_s if not_here else _LAST_RECHECK_S)
             recheck_s = min(recheck_s * 1.5, _LAST_RECHECK_S)
-            unknown_here = [i for i, f in futures.items() if not f.done() and self._driver.find(i) is None]
-            await self._look_up(unknown_here)
+        await all_ended
         return [futures[run_id].result() for run_id in run_ids]
 
     async def _look_up(self, run_ids: list[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +24,11 @@ from cluster.lifecycle.run_status import RunStatus
 from cluster.model.blob_reference import is_json_media_type, is_reference, references_in, resolve
 from cluster.model.compiled import CompiledPlan
 from cluster.model.plan import Json, Submission
+from cluster.model.submission_rules import check_priority, check_submission
 from cluster.model.view import RunEvent, RunSummary, RunView
 from cluster.store.blobs import BlobStore
+from cluster.store.large_inputs import offload_inputs
 from cluster.store.run_store import RunStore
-from serve_app.large_inputs import offload_inputs
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Accepted", "Health", "RunRequest", "RunService"]
 
-_MAX_AFTER = 1000
-_RUN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}\Z")
 _HASH_IN_THREAD_BYTES = 1 << 20
-_MAX_TIMEOUT_S = 10 * 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,7 @@ class RunService:
             PayloadTooLarge: The metadata does not fit inline.
             AlreadyExists, LimitExceeded, Unavailable: See RunStore.submit.
         """
-        _check(request)
+        check_submission(request)
         raw_inputs = _dumps(request.inputs, "inputs")
         raw_metadata = _dumps(request.metadata, "metadata")
         _refuse_references(request, raw_inputs)
@@ -247,7 +244,7 @@ class RunService:
         Raises:
             InvalidInput: The priority is out of range.
         """
-        _check_priority(priority)
+        check_priority(priority)
         await self._command(principal, run_id, "priority", command_id, priority=priority)
 
     async def _command(
@@ -289,24 +286,6 @@ class RunService:
         except Unavailable:
             pass
         return Health(False, self.version, uptime_s, 0, 0, 0, 0, 0, 0)
-
-
-def _check(request: RunRequest) -> None:
-    if request.run_id is not None and not _RUN_ID.match(request.run_id):
-        raise InvalidInput("an id must match [A-Za-z0-9_.:-]{1,200}", field="run_id")
-    _check_priority(request.priority)
-    if request.timeout_s is not None and not 0 < request.timeout_s <= _MAX_TIMEOUT_S:
-        raise InvalidInput(f"the timeout must be above 0 and at most {_MAX_TIMEOUT_S:.0f} s", field="timeout")
-    if len(request.after) > _MAX_AFTER:
-        raise InvalidInput(f"after: at most {_MAX_AFTER} ids", field="after")
-    for other in request.after:
-        if not _RUN_ID.match(other) or other == request.run_id:
-            raise InvalidInput(f"after: {other[:200]!r} is not the id of another Run", field="after")
-
-
-def _check_priority(priority: int) -> None:
-    if not 0 <= priority <= 100:
-        raise InvalidInput("priority: must be 0 to 100", field="priority")
 
 
 def _dumps(value: Json, name: str) -> bytes:

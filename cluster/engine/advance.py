@@ -7,7 +7,7 @@ not to the size of the Plan; ending a Run costs once in proportion to what was o
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isnan
+from math import inf, isnan
 from typing import Any
 
 from cluster.engine.outcome import Outcome
@@ -80,7 +80,7 @@ def _assign(run: Run, event: ev.StepAssigned, now: float, out: Outcome, step_tim
     step_run.started_at = now
     step_run.not_before_at = None
     timeout_s = run.plan.steps[event.step].step.timeout_s or step_timeout_s
-    step_run.deadline_at = now + timeout_s
+    step_run.deadline_at = min(now + timeout_s, run.record.deadline_at or inf)
     run.running.add(unit)
     out.changed_units.append(unit)
     if status is not RunStatus.RUNNING:
@@ -169,6 +169,10 @@ def _wake(run: Run, event: ev.TimerFired, now: float, out: Outcome) -> None:
         elif record.deadline_at is not None:
             out.commands.append(SetTimer(-1, -1, record.deadline_at))
         return
+    if _is_over_time(run, now):
+        out.accepted = True
+        _expire_run(run, now, out)
+        return
     unit = (event.step, event.item)
     step_run = run.unit(*unit)
     if unit in run.backoff and step_run.not_before_at is not None:
@@ -189,7 +193,7 @@ def _is_over_time(run: Run, now: float) -> bool:
     """Whether the Run's deadline has passed: timers only wake, so whatever comes first after it ends the
     Run.
     """
-    return run.record.deadline_at is not None and now > run.record.deadline_at
+    return run.record.deadline_at is not None and now >= run.record.deadline_at
 
 
 def _expire_run(run: Run, now: float, out: Outcome) -> None:

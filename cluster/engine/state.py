@@ -113,7 +113,6 @@ class Run:
         steps: StepRuns in Plan order.
         ready, running, backoff: Units in those statuses.
         num_succeeded: Steps that succeeded.
-        num_failed: Steps that failed.
         progress_sum: Sum of the Steps' progress, 0 to len(steps).
     """
 

@@ -108,7 +108,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tenant: Whose Run it is.
         priority: 0 to 100, higher first.
         timeout_s: Limit from submission to end in seconds; None means none.
-        after: Ids of Runs that must succeed before this one starts; they may not exist yet.
+        after: Ids of Runs of the tenant that must succeed before this one starts; each must exist already.
         dialect: The dialect it came through; GET and DELETE answer in it.
         metadata: The dialect's own notes, opaque to the core. JSON object.
         webhook_url: Told when the Run ends; None for nobody.

@@ -38,9 +38,15 @@ __all__ = [
 MAX_DEPTH = 100
 """Levels that templates and conditions may be nested: far from what the interpreter's stack holds."""
 
+
+def _is_equal(a: Any, b: Any) -> bool:
+    """Compare as JSON does, where true is no number."""
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+
+
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "eq": lambda a, b: bool(a == b),
-    "ne": lambda a, b: bool(a != b),
+    "eq": lambda a, b: _is_equal(a, b),
+    "ne": lambda a, b: not _is_equal(a, b),
     "lt": lambda a, b: bool(a < b),
     "le": lambda a, b: bool(a <= b),
     "gt": lambda a, b: bool(a > b),

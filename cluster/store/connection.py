@@ -85,8 +85,14 @@ def connect_redis(url: str, socket_timeout_s: float | None = 10.0, *, is_shared:
         waiting = BlockingConnectionPool.from_url(
             url, max_connections=_MAX_CONNECTIONS, timeout=5.0, **options
         )
-        return Redis.from_pool(waiting)  # unlike a pool handed to Redis(), it is closed with its client
-    return Redis.from_pool(ConnectionPool.from_url(url, **options))
+        return Redis.from_pool(_packed(waiting))  # unlike a pool handed to Redis(), closed with its client
+    return Redis.from_pool(_packed(ConnectionPool.from_url(url, **options)))
+
+
+def _packed(pool: ConnectionPool) -> ConnectionPool:
+    """Let a pool make connections that pack in C."""
+    pool.connection_class = _PACKED[pool.connection_class]
+    return pool
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cluster.errors import Unavailable
 from cluster.lifecycle.run_status import RunEventKind
 from cluster.model.view import RunEvent
 from cluster.store.connection import connect_redis, redis_errors_as_ours
-from cluster.store.run_codec import decode_event
+from cluster.store.run_codec import decode_events
 
 if TYPE_CHECKING:
     from cluster.store.keys import PartitionKeys
@@ -148,7 +148,7 @@ class EventFeed:
                     yield event
                     if event.type in _TERMINAL:
                         return
-                if len(events) < _PAGE:
+                if len(events) < _PAGE:  # a full page of entries has as many events at least
                     with suppress(TimeoutError):
                         await asyncio.wait_for(woken.wait(), _RECHECK_S)
                 give_up_at = loop.time() + _PATIENCE_S
@@ -165,7 +165,7 @@ class EventFeed:
             newest: Any = await redis.xrevrange(partition.events(run_id), count=1)
         if not newest:
             return True
-        event = decode_event(newest[0][1][b"e"])
+        event = decode_events(newest[0][1][b"e"])[-1]
         return event.type in _TERMINAL and event.seq <= after_seq
 
     async def _read(self, redis: Redis, stream: str, after_seq: int) -> list[RunEvent]:
@@ -191,6 +191,12 @@ class EventFeed:
                     if not answer.done():
                         answer.set_exception(error)
                 continue
-            for (_, _, answer), page in zip(batch, pages, strict=True):
+            for (_, after_seq, answer), page in zip(batch, pages, strict=True):
                 if not answer.done():
-                    answer.set_result([decode_event(fields[b"e"]) for _, fields in page])
+                    answer.set_result(_events_of(page, after_seq))
+
+
+def _events_of(page: Any, after_seq: int) -> list[RunEvent]:
+    """Read a page; its first entry may begin with events that were seen before."""
+    events = [event for _, fields in page for event in decode_events(fields[b"e"])]
+    return [event for event in events if event.seq > after_seq]

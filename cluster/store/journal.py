@@ -11,19 +11,30 @@ from typing import Any, NamedTuple
 
 import msgspec
 import orjson
+import structlog
 from redis.asyncio import Redis
 
 from cluster.engine import Run
-from cluster.errors import StaleOwner
+from cluster.errors import StaleOwner, TuttiError
 from cluster.store import keys, scripts
 from cluster.store.connection import connect_redis, redis_errors_as_ours
-from cluster.store.run_codec import decode_run, encode_event, encode_record, encode_step, field_of
+from cluster.store.run_codec import (
+    Creation,
+    decode_run,
+    encode_events,
+    encode_record,
+    encode_step,
+    field_of,
+)
 
 __all__ = ["CommitBatch", "InboxEntry", "Journal", "Ownership", "RunChange"]
 
+_log = structlog.get_logger("tutti.journal")
 _LOAD_CHUNK = 500
 _INBOX_BLOCK_MS = 500
 _INBOX_COUNT = 1000
+_EVENTS_TOGETHER = 100  # in one entry of a Run's stream
+_NUM_CREATIONS = 3  # its place among the arguments of commit.lua
 
 
 class Ownership(NamedTuple):
@@ -44,12 +55,13 @@ class InboxEntry(NamedTuple):
 
 
 class RunChange:
-    """What a batch writes of one Run."""
+    """What a batch writes of one Run; `creation` is what else is written where the Run is new."""
 
-    __slots__ = ("events", "results", "run", "units")
+    __slots__ = ("creation", "events", "results", "run", "units")
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.creation: Creation | None = None
         self.units: dict[tuple[int, int], None] = {}
         self.results: dict[tuple[int, int], None] = {}
         self.events: list[Any] = []
@@ -119,7 +131,13 @@ class Journal:
             pipe.zremrangebyscore(keys.ORCHESTRATORS, "-inf", now - 60)
             pipe.zrangebyscore(keys.ORCHESTRATORS, now - silence_s, "+inf")
             *_, living = await pipe.execute()
-        return sorted(each.decode() for each in living)
+            names = {each.decode() for each in living}
+            # One actor has one incarnation: those before this one are dead, whatever they told last.
+            number = self._owner_id.partition("-")[0] + "-"
+            before = {name for name in names if name.startswith(number) and name != self._owner_id}
+            if before:
+                await self.redis.zrem(keys.ORCHESTRATORS, *before)
+        return sorted(names - before)
 
     async def leave(self) -> None:
         """Be no longer among the living."""
@@ -180,9 +198,16 @@ class Journal:
                 for run_id in run_ids[start : start + _LOAD_CHUNK]:
                     pipe.hgetall(names.run(run_id))
                 rows: list[Any] = await pipe.execute()
-            for fields in rows:
-                if fields:
-                    yield decode_run(fields)
+            for run_id, fields in zip(run_ids[start : start + _LOAD_CHUNK], rows, strict=True):
+                if not fields:
+                    continue
+                try:
+                    run = decode_run(fields)
+                except (msgspec.MsgspecError, TuttiError, ValueError, KeyError) as error:
+                    # One that cannot be read must not keep all others of its partition from going on.
+                    _log.error("run cannot be read and is left alone", run_id=run_id, reason=str(error))
+                    continue
+                yield run
 
     # -- commits
 
@@ -227,11 +252,18 @@ class Journal:
             batch.epoch,
             batch.number,
             batch.trim_to,
+            0,
             len(batch.changes),
             len(batch.verdicts),
             part.wake,
             part.verdicts,
         ]
+        for change in batch.changes:
+            if change.creation is not None:
+                header = change.run.header
+                arguments[_NUM_CREATIONS] += 1
+                names.append(part.index(header.tenant))
+                arguments += (header.run_id, header.tenant, header.created_at)
         for change in batch.changes:
             run_id = change.run.header.run_id
             names += (part.run(run_id), part.events(run_id), part.watchers(run_id))
@@ -244,15 +276,21 @@ class Journal:
     def _encode_change(self, change: RunChange, arguments: list[Any]) -> None:
         run = change.run
         record = run.record
-        arguments += (run.header.run_id, 1 + len(change.units) + len(change.results))
-        arguments += ("record", encode_record(record))
+        creation = change.creation
+        num_fields = 1 + len(change.units) + len(change.results) + (0 if creation is None else 4)
+        arguments += (run.header.run_id, num_fields, "record", encode_record(record))
+        if creation is not None:
+            arguments += ("digest", creation.digest, "header", creation.header)
+            arguments += ("plan", run.plan.raw, "inputs", run.inputs)
         for step, item in change.units:
             arguments += (field_of("s", step, item), encode_step(run.unit(step, item).to_record()))
         for step, item in change.results:
             arguments += (field_of("r", step, item), run.unit(step, item).output or b"null")
-        arguments.append(len(change.events))
-        for event in change.events:
-            arguments += (event.seq, encode_event(event))
+        events = change.events
+        arguments.append(-(-len(events) // _EVENTS_TOGETHER))
+        for start in range(0, len(events), _EVENTS_TOGETHER):
+            entry = events[start : start + _EVENTS_TOGETHER]
+            arguments += (entry[-1].seq, encode_events(entry))
         if not record.status.is_terminal:
             arguments.append("")
             return
@@ -261,17 +299,26 @@ class Journal:
 
     # -- messages between Runs
 
-    async def watch(self, run_id: str, watcher: str) -> str:
-        """Ask to be told of a Run's end; returns its status if it has ended, else ""."""
-        names = self.partitions[keys.partition_of(run_id, len(self.partitions))]
+    async def watch(self, watches: Sequence[tuple[str, str]]) -> list[str]:
+        """Ask to be told of Runs' ends.
+
+        Args:
+            watches: Id of the Run to be watched, id of the Run that waits.
+
+        Returns:
+            For each the status of the watched Run if it has ended, else "".
+        """
+        calls: list[scripts.Call] = []
+        for run_id, watcher in watches:
+            names = self.partitions[keys.partition_of(run_id, len(self.partitions))]
+            arguments: list[scripts.Argument] = [watcher, keys.WATCHERS_TTL_S * 1000]
+            calls.append((scripts.WATCH, [names.run(run_id), names.watchers(run_id)], arguments))
         with redis_errors_as_ours():
-            reply = await scripts.call(
-                self.redis,
-                scripts.WATCH,
-                [names.run(run_id), names.watchers(run_id)],
-                [watcher, keys.WATCHERS_TTL_S * 1000],
-            )
-        return str(reply.decode())
+            replies = await scripts.call_many(self.redis, calls)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return [reply.decode() for reply in replies]
 
     async def relay_outbox(self, partition: int) -> int:
         """Carry the outbox to the inboxes it is meant for; a message may arrive twice, never not at all."""

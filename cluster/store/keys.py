@@ -50,7 +50,7 @@ __all__ = [
     "partition_of",
 ]
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 VERDICT_TTL_S = 60
 WATCHERS_TTL_S = 30 * 86_400
 METRICS_TTL_S = 15

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
+from typing import NamedTuple
 
 import msgspec
 import orjson
@@ -18,12 +19,14 @@ from cluster.model.plan import Submission
 from cluster.model.view import Failure, RunEvent, RunSummary, RunView, StepView
 
 __all__ = [
+    "Creation",
     "EncodedSubmission",
-    "decode_event",
+    "created_run",
+    "decode_events",
     "decode_header",
     "decode_record",
     "decode_run",
-    "encode_event",
+    "encode_events",
     "encode_record",
     "encode_step",
     "encode_submission",
@@ -38,11 +41,11 @@ _encoder = msgspec.json.Encoder()
 _headers = msgspec.json.Decoder(RunHeader)
 _records = msgspec.json.Decoder(RunRecord)
 _steps = msgspec.json.Decoder(StepRecord)
-_events = msgspec.json.Decoder(RunEvent)
+_events = msgspec.json.Decoder(list[RunEvent])
 failure_decoder = msgspec.json.Decoder(Failure)
 
-encode_event = _encoder.encode
-decode_event = _events.decode
+encode_events = _encoder.encode
+decode_events = _events.decode
 encode_record = _encoder.encode
 encode_step = _encoder.encode
 decode_header = _headers.decode
@@ -88,11 +91,28 @@ def encode_submission(
         compiled.raw,
         inputs,
         _encoder.encode(record),
-        _encoder.encode(event),
+        encode_events([event]),
         submission.tenant,
         now,
         submission.dialect,
     )
+
+
+class Creation(NamedTuple):
+    """What is written of a new Run beside what changes."""
+
+    digest: str
+    header: bytes
+    first_event: RunEvent
+
+
+def created_run(submission: Submission, compiled: CompiledPlan, now: float) -> tuple[Run, Creation]:
+    """Make the Run of a Submission accepted at `now` in memory, and what a commit writes of it."""
+    inputs = _encoder.encode(submission.inputs)
+    header, record = header_of(submission, now), initial_record(submission, now)
+    event = RunEvent(seq=1, type=RunEventKind.SUBMITTED, at=now, status=record.status)
+    digest = submission.digest or _digest_of(submission, compiled.raw, inputs)
+    return Run(header, record, compiled, inputs), Creation(digest, _encoder.encode(header), event)
 
 
 def _digest_of(submission: Submission, plan: bytes, inputs: bytes) -> str:
@@ -185,7 +205,7 @@ def _step_views(run: Run) -> list[StepView]:
                     attempt=each.attempt,
                     failures=each.failures,
                     agent_id=each.agent_id,
-                    progress=each.progress,
+                    progress=each.share_done if each.status is StepStatus.MAPPING else each.progress,
                     started_at=each.started_at,
                     ended_at=each.ended_at,
                     error=each.error,

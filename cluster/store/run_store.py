@@ -28,7 +28,7 @@ from cluster.model.compiled import CompiledPlan
 from cluster.model.plan import Submission
 from cluster.store import keys, scripts
 from cluster.store.connection import connect_redis, redis_errors_as_ours
-from cluster.store.run_codec import EncodedSubmission, encode_submission
+from cluster.store.run_codec import EncodedSubmission, decode_header, encode_submission
 from cluster.store.run_reader import RunReader
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["RunStore", "SubmitOutcome", "Verdict"]
 
 _CACHE_S = 1.0
+_OWN_SHARE = 0.95  # of the server's maxmemory
 
 
 class SubmitOutcome(NamedTuple):
@@ -59,7 +60,7 @@ class RunStore(RunReader):
         self._waiting: list[_Waiting] = []
         self._flusher: asyncio.Task[None] | None = None
         self._unfinished: dict[str, tuple[float, int]] = {}
-        self._memory: tuple[float, int] = (0.0, 0)
+        self._memory: tuple[float, int, int] = (0.0, 0, 0)
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -79,13 +80,59 @@ class RunStore(RunReader):
 
         Raises:
             AlreadyExists: The run_id was given with another digest.
+            InvalidInput: It comes after a Run that is unknown.
             LimitExceeded: The tenant's unfinished Runs or the store's memory are at their limit.
             InvalidPlan: The Plan breaks a rule.
         """
         encoded = encode_submission(submission, time.time(), compiled)
-        await self.check_room(submission.tenant, 1)
+        if submission.after:
+            await self.check_predecessors([submission])
+        try:
+            await self.check_room(submission.tenant, 1)
+        except LimitExceeded:
+            if await self._was_given(encoded):
+                return SubmitOutcome(submission.run_id, created=False)
+            raise
         (reply,) = await self._enqueue([encoded])
         return _outcome_of(submission.run_id, reply)
+
+    async def _was_given(self, encoded: EncodedSubmission) -> bool:
+        """Whether this very Submission was accepted before: a repetition needs no room.
+
+        Raises:
+            AlreadyExists: Its id was given with another digest.
+        """
+        with redis_errors_as_ours():
+            digest: Any = await self.redis.hget(self.keys_of(encoded.run_id).run(encoded.run_id), "digest")
+        if digest is None:
+            return False
+        return not _outcome_of(
+            encoded.run_id, "same" if digest.decode() == encoded.digest else "taken"
+        ).created
+
+    async def check_predecessors(self, submissions: Sequence[Submission]) -> None:
+        """Refuse what would wait for a Run that is unknown, or was and has expired: it could wait for ever.
+        Since only Runs that exist can be named, none can wait for itself over others.
+
+        Args:
+            submissions: In the order of their acceptance: each may name those before it.
+
+        Raises:
+            InvalidInput: One names an unknown Run.
+        """
+        known: set[str] = set()
+        wanted: list[tuple[str, str]] = []
+        for submission in submissions:
+            wanted += [(other, submission.tenant) for other in submission.after if other not in known]
+            known.add(submission.run_id)
+        with redis_errors_as_ours():
+            pipe = self.redis.pipeline(transaction=False)
+            for other, _ in wanted:
+                pipe.hget(self.keys_of(other).run(other), "header")
+            headers = await pipe.execute()
+        for (other, tenant), header in zip(wanted, headers, strict=True):
+            if header is None or decode_header(header).tenant != tenant:
+                raise InvalidInput(f"after: there is no run {other}", field="after")
 
     async def submit_many(self, submissions: Sequence[Submission]) -> list[SubmitOutcome | TuttiError]:
         """Accept many; each is answered for itself, in order.
@@ -96,6 +143,8 @@ class RunStore(RunReader):
         """
         now = time.time()
         encoded = [encode_submission(submission, now) for submission in submissions]
+        if any(submission.after for submission in submissions):
+            await self.check_predecessors(submissions)
         for tenant in {submission.tenant for submission in submissions}:
             await self.check_room(tenant, sum(s.tenant == tenant for s in submissions))
         replies = await self._enqueue(encoded)
@@ -127,14 +176,15 @@ class RunStore(RunReader):
         await self._check_memory(now)
 
     async def _check_memory(self, now: float) -> None:
-        limit = self._settings.max_redis_bytes
-        if not limit:
-            return
+        """Redis's own limit counts as well, a twentieth before it: what was accepted needs room to go on."""
         if now - self._memory[0] > _CACHE_S:
             with redis_errors_as_ours():
                 info = await self.redis.info("memory")
-            self._memory = (now, int(info["used_memory"]))
-        if self._memory[1] > limit:
+            limits = (self._settings.max_redis_bytes, int(info.get("maxmemory", 0) * _OWN_SHARE))
+            limit = min((each for each in limits if each), default=0)
+            self._memory = (now, int(info["used_memory"]), limit)
+        _, used, limit = self._memory
+        if limit and used > limit:
             raise LimitExceeded("the store is at its memory limit", retry_after_s=5.0, limit=limit)
 
     async def count_unfinished(self, tenant: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-__all__ = ["COMMIT", "OWN", "POST", "SUBMIT", "WATCH", "Script", "call", "call_many"]
+__all__ = ["COMMIT", "OWN", "POST", "SUBMIT", "WATCH", "Argument", "Call", "Script", "call", "call_many"]
 
 Argument = str | bytes | int | float
 

@@ -27,7 +27,7 @@ from cluster.model.plan import Json, Plan, Submission
 from cluster.model.view import RunEvent, RunView
 from cluster.settings import Settings
 from cluster.store import keys
-from cluster.store.run_codec import decode_event, decode_record, decode_run, view_of
+from cluster.store.run_codec import decode_events, decode_record, decode_run, view_of
 from cluster.store.run_store import RunStore
 from serve_app.launch.redis_server import EmbeddedRedis
 from tests.integration.leaks import unfinished_business
@@ -206,7 +206,7 @@ class RunningService:
         for run_id in ids:
             pipe.xrange(self.names_of(run_id).events(run_id))
         return {
-            run_id: [decode_event(fields[b"e"]) for _, fields in rows]
+            run_id: [event for _, fields in rows for event in decode_events(fields[b"e"])]
             for run_id, rows in zip(ids, pipe.execute(), strict=True)
         }
 

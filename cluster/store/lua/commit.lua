@@ -1,9 +1,11 @@
 -- Write one batch of transitions of one partition: all of it under the owner's epoch, or nothing.
 -- KEYS  1 owner  2 inbox  3 active  4 totals  5 tenants  6 outbox  7 webhooks  8 webhooks_due,
---       then for each Run: run, events, watchers; then for each verdict: verdict
+--       then for each creation: index; then for each Run: run, events, watchers; then for each verdict: verdict
 -- ARGV  1 epoch  2 commit number (a repeated one was written before)  3 inbox id to trim to, or ''
---       4 number of Runs  5 number of verdicts  6 wake channel  7 verdict channel, then for each Run:
---         run_id, number of hash fields, field, value, …, number of events, seq, event, …,
+--       4 number of creations  5 number of Runs  6 number of verdicts  7 wake channel  8 verdict channel,
+--       then for each creation: run_id, tenant, created_at (its Run's hash fields come with the Runs),
+--       then for each Run:
+--         run_id, number of hash fields, field, value, …, number of stream entries, last event's seq, events, …,
 --         status if it ended now or '', and if it ended: tenant, retention ms, ended_at, webhook (JSON) or ''
 --       then for each verdict: command_id, text, TTL ms
 -- reply -1 stale epoch, nothing written | number of messages put into the outbox; for a repeated batch, whose first
@@ -16,11 +18,25 @@ end
 if tonumber(held[2] or '0') >= tonumber(ARGV[2]) then
   return redis.call('XLEN', KEYS[6])
 end
+-- A server at its memory limit refuses what adds, unless the script has written before: an accepted Run must
+-- be able to end there, or nothing would ever be freed. What is new is refused by submit.lua and its callers.
+redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], 'commit', ARGV[2])
-local a, messages, woken = 8, 0, {}
-local runs, verdicts = tonumber(ARGV[4]), tonumber(ARGV[5])
+local a, messages, woken = 9, 0, {}
+local creations, runs, verdicts = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+for n = 1, creations do
+  redis.call('ZADD', KEYS[3], ARGV[a + 2], ARGV[a])
+  redis.call('ZADD', KEYS[8 + n], ARGV[a + 2], ARGV[a])
+  redis.call('HINCRBY', KEYS[5], ARGV[a + 1], 1)
+  a = a + 3
+end
+if creations > 0 then
+  redis.call('HINCRBY', KEYS[4], 'submitted', creations)
+end
+local k = 8 + creations
 for n = 1, runs do
-  local run, events, watchers = KEYS[6 + n * 3], KEYS[7 + n * 3], KEYS[8 + n * 3]
+  local run, events, watchers = KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
+  k = k + 3
   local run_id, fields = ARGV[a], tonumber(ARGV[a + 1])
   a = a + 2
   local last = a + fields * 2
@@ -62,14 +78,14 @@ for n = 1, runs do
   end
 end
 for n = 1, verdicts do
-  redis.call('SET', KEYS[8 + runs * 3 + n], ARGV[a + 1], 'PX', ARGV[a + 2])
-  redis.call('PUBLISH', ARGV[7], ARGV[a] .. ' ' .. ARGV[a + 1])
+  redis.call('SET', KEYS[k + n], ARGV[a + 1], 'PX', ARGV[a + 2])
+  redis.call('PUBLISH', ARGV[8], ARGV[a] .. ' ' .. ARGV[a + 1])
   a = a + 3
 end
 if ARGV[3] ~= '' then
   redis.call('XTRIM', KEYS[2], 'MINID', '=', ARGV[3])
 end
 if #woken > 0 then
-  redis.call('PUBLISH', ARGV[6], table.concat(woken, '\n'))
+  redis.call('PUBLISH', ARGV[7], table.concat(woken, '\n'))
 end
 return messages

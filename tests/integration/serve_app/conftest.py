@@ -47,7 +47,7 @@ class Owner:
         while True:
             cursors = {number: each.cursor for number, each in self._driver.partitions.items()}
             for entry in await self._journal.read_inbox(cursors):
-                await self._driver.take_entry(entry)
+                await self._driver.intake.take_entry(entry)
                 async with self._news:
                     self._news.notify_all()
 

@@ -93,6 +93,7 @@ async def test_same_command_again_gets_the_same_verdict(client, owner):
 
 
 async def test_run_that_waits_for_another_is_pending(client):
+    await _submit(client, run_id="r-1")
     accepted = await _submit(client, run_id="r-2", after=["r-1"])
     assert accepted["status"] == "pending"
 
@@ -111,6 +112,7 @@ REFUSED = {
     },
     "priority": {"plan": PLAN, "priority": 101},
     "timeout": {"plan": PLAN, "timeout_s": 0},
+    "waits for an unknown run": {"plan": PLAN, "after": ["nobody"]},
     "waits for itself": {"plan": PLAN, "run_id": "r", "after": ["r"]},
     "empty id": {"plan": PLAN, "run_id": ""},
     "private webhook": {"plan": PLAN, "webhook_url": "http://127.0.0.1:1/"},

@@ -169,7 +169,7 @@ class TestOwner:
     async def watch_all(self) -> list[str]:
         """Send the watches that commits asked for; gives what each was answered."""
         watches, self.watches = self.watches, []
-        return [await self.journal.watch(other, run_id) for other, run_id in watches]
+        return await self.journal.watch(watches)
 
     async def cancel_run(self, run_id: str) -> None:
         """Cancel a Run and commit it."""

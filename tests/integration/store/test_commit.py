@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import orjson
 import pytest
 import redis as sync_redis
 
-from cluster.errors import StaleOwner
+from cluster.errors import InvalidInput, StaleOwner
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import events as ev
 from cluster.model.plan import Plan, Step
 from cluster.store.journal import Journal
+from cluster.store.run_codec import decode_events
 from cluster.store.run_store import RunStore
 from tests.integration.store.conftest import OpenOwner
 from tests.integration.store.contents import contents_of
@@ -228,8 +230,11 @@ async def test_record_result_events_and_counters_of_an_ended_run_are_one_write(
     assert delivery["url"] == "http://127.0.0.1/hook"
     assert orjson.loads(delivery["payload"])["output"] == {"answer": 42}
     assert client.zscore("tutti:{0}:webhooks_due", run_id) == view.ended_at
-    seqs = [entry_id for entry_id, _ in client.xrange(f"tutti:{{0}}:events:{run_id}")]
-    assert seqs == [f"{n}-0".encode() for n in range(1, len(seqs) + 1)]
+    entries: list[Any] = client.xrange(f"tutti:{{0}}:events:{run_id}")  # type: ignore[assignment]
+    events = [decode_events(fields[b"e"]) for _, fields in entries]
+    seqs = [event.seq for entry in events for event in entry]
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert [name for name, _ in entries] == [f"{entry[-1].seq}-0".encode() for entry in events]
 
 
 async def test_run_with_more_fields_and_events_than_lua_can_unpack_is_written_whole(
@@ -282,11 +287,11 @@ async def test_run_after_another_partitions_run_starts_when_that_one_has_succeed
     store: RunStore, open_owner: OpenOwner, client: sync_redis.Redis
 ) -> None:
     (first,), (second,) = ids_in(1, 1), ids_in(0, 1)
+    await store.submit(submission(first))
     await store.submit(submission(second, after=(first,)))
     waiting = await open_owner("owner-1", 0)
     await waiting.commit()
-    assert await waiting.watch_all() == [""], "the run it waits for does not exist yet"
-    await store.submit(submission(first))
+    assert await waiting.watch_all() == [""], "the run it waits for has not ended yet"
     other = await open_owner("owner-2", 1)
     await other.run_all()
     assert other.num_messages == 1
@@ -299,18 +304,30 @@ async def test_run_after_another_partitions_run_starts_when_that_one_has_succeed
     assert not client.exists(f"tutti:{{1}}:watchers:{first}")
 
 
+@pytest.mark.parametrize("tenant", ["default", "another"])
+async def test_run_after_an_unknown_run_or_another_tenants_is_refused_and_not_stored(
+    store: RunStore, client: sync_redis.Redis, tenant: str
+) -> None:
+    first, second = ids_in(0, 2)
+    if tenant == "another":
+        await store.submit(submission(first, tenant=tenant))
+    with pytest.raises(InvalidInput, match=f"no run {first}"):
+        await store.submit(submission(second, after=(first,)))
+    assert not client.exists(f"tutti:{{0}}:run:{second}")
+
+
 async def test_watch_on_an_ended_run_answers_with_its_status(store: RunStore, open_owner: OpenOwner) -> None:
     first, second = ids_in(0, 2)
     await store.submit(submission(first))
     owner = await open_owner()
     await owner.run_all()
-    assert await owner.journal.watch(first, second) == "succeeded"
+    assert await owner.journal.watch([(first, second)]) == ["succeeded"]
 
 
 async def test_watch_has_a_lifetime(open_owner: OpenOwner, client: sync_redis.Redis) -> None:
     owner = await open_owner()
     (run_id,) = ids_in(0, 1)
-    assert await owner.journal.watch(run_id, "another") == ""
+    assert await owner.journal.watch([(run_id, "another")]) == [""]
     assert client.ttl(f"tutti:{{0}}:watchers:{run_id}") > 29 * 86_400
 
 

@@ -12,7 +12,7 @@ import redis as sync_redis
 from actors.partition import TakenBatch
 from cluster.model import commands as cmd
 from cluster.model.plan import Plan, Step
-from cluster.store.run_codec import decode_event, decode_run
+from cluster.store.run_codec import decode_events, decode_run
 from cluster.store.run_store import RunStore
 from cluster.store.scripts import Call
 from tests.integration.store.conftest import OpenOwner
@@ -162,7 +162,11 @@ def remember_results(
 
 def check_history(client: sync_redis.Redis, run_id: str) -> None:
     """Each StepRun succeeded once, by the attempt that was started last; sequence numbers have no gap."""
-    events = [decode_event(fields[b"e"]) for _, fields in client.xrange(f"tutti:{{0}}:events:{run_id}")]
+    events = [
+        event
+        for _, fields in client.xrange(f"tutti:{{0}}:events:{run_id}")
+        for event in decode_events(fields[b"e"])
+    ]
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     ends = Counter((event.step, event.item) for event in events if event.type == "step.succeeded")
     assert set(ends.values()) == {1}

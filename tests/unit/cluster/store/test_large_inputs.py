@@ -5,7 +5,7 @@ import pytest
 
 from cluster.model.blob_reference import is_reference, resolve
 from cluster.store.blobs import BlobStore
-from serve_app.large_inputs import offload_inputs
+from cluster.store.large_inputs import offload_inputs
 
 LIMIT = 4096
 

@@ -1,0 +1,158 @@
+"""How Runs of Python drivers are accepted: by the same rules as at the edge, and without a hop where the
+partition is owned here.
+
+An id of ours is new for certain, so that its Run can be written with its first transitions, in one commit. An
+id of the driver's own may have been given before, anywhere: it goes through the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import msgspec
+import orjson
+
+from cluster.errors import InvalidInput, StaleOwner, TuttiError, Unavailable
+from cluster.model.compiled import CompiledPlan, compile_plan
+from cluster.model.plan import Json, Submission
+from cluster.model.submission_rules import check_priority, check_submission
+from cluster.store import keys
+from cluster.store.large_inputs import offload_inputs
+
+if TYPE_CHECKING:
+    from actors.driver import Driver
+    from cluster.store.blobs import BlobStore
+    from cluster.store.run_store import RunStore
+
+__all__ = ["Submitter"]
+
+_ACCEPT_TIMEOUT_S = 10.0
+_CHUNK = 200
+_OPTIONS = frozenset(Submission.__struct_fields__) - {"plan", "inputs", "digest", "dialect"}
+
+
+class Submitter:
+    """Accepts what Python drivers submit."""
+
+    def __init__(self, store: RunStore, driver: Driver, blobs: BlobStore) -> None:
+        self._store, self._driver, self._blobs = store, driver, blobs
+        self._settings = driver.settings
+
+    async def submit(self, plan: Any, inputs: Json, options: dict[str, Any]) -> str:
+        """Accept one Run durably and return its id; raises as RunStore.submit."""
+        submission, compiled = await self._prepare(plan, inputs, options)
+        if submission.run_id:
+            return (await self._store.submit(submission, compiled)).run_id
+        await self._store.check_room(submission.tenant, 1)
+        if submission.after:
+            await self._store.check_predecessors([submission])
+        submission = self._named(submission)
+        accepted = self._driver.intake.create(submission, compiled, time.time())
+        if accepted is not None:
+            try:
+                await _within_time(accepted)
+            except StaleOwner:
+                accepted = None  # another owner took the partition over: the store knows the way to it
+        if accepted is None:
+            await self._store.submit(submission, compiled)
+        return submission.run_id
+
+    async def submit_many(
+        self, plans: Sequence[Any], inputs: Sequence[Json], options: dict[str, Any]
+    ) -> list[str]:
+        """Accept many; raises as RunStore.submit, for the first refused."""
+        prepared: list[tuple[Submission, CompiledPlan]] = []
+        for position, (plan, each_inputs) in enumerate(zip(plans, inputs, strict=True)):
+            prepared.append(await self._prepare(plan, each_inputs, options))
+            if position % _CHUNK == _CHUNK - 1:
+                await asyncio.sleep(0)
+        ours = [submission for submission, _ in prepared if not submission.run_id]
+        for tenant in {submission.tenant for submission in ours}:
+            await self._store.check_room(tenant, sum(each.tenant == tenant for each in ours))
+        if any(submission.after for submission in ours):
+            await self._store.check_predecessors([submission for submission, _ in prepared])
+        run_ids, through_store, pending = await self._create(prepared)
+        for submission, accepted in pending:
+            try:
+                await _within_time(accepted)
+            except StaleOwner:
+                through_store.append(submission)
+        for outcome in await self._store.submit_many(through_store) if through_store else ():
+            if isinstance(outcome, TuttiError):
+                raise outcome
+        return run_ids
+
+    async def _create(
+        self, prepared: list[tuple[Submission, CompiledPlan]]
+    ) -> tuple[list[str], list[Submission], list[tuple[Submission, asyncio.Future[None]]]]:
+        """Begin what can begin here, a slice at a time so that commits and replicas go on meanwhile."""
+        run_ids: list[str] = []
+        through_store: list[Submission] = []
+        pending: list[tuple[Submission, asyncio.Future[None]]] = []
+        now = time.time()
+        for position, (unnamed, compiled) in enumerate(prepared):
+            accepted = None
+            submission = unnamed if unnamed.run_id else self._named(unnamed)
+            if not unnamed.run_id:
+                accepted = self._driver.intake.create(submission, compiled, now)
+            if accepted is None:
+                through_store.append(submission)
+            else:
+                pending.append((submission, accepted))
+            run_ids.append(submission.run_id)
+            if position % _CHUNK == _CHUNK - 1:
+                await asyncio.sleep(0)
+                now = time.time()
+        return run_ids, through_store, pending
+
+    async def _prepare(
+        self, plan: Any, inputs: Json, options: dict[str, Any]
+    ) -> tuple[Submission, CompiledPlan]:
+        if isinstance(plan, Submission):
+            submission, compiled = plan, compile_plan(plan.plan)
+        else:
+            if unknown := options.keys() - _OPTIONS:
+                raise InvalidInput(f"unknown options: {', '.join(sorted(unknown))}")
+            compiled = compile_plan(plan)
+            fields = {"run_id": "", "submitted_by": "driver", **options}
+            submission = Submission(plan=compiled.plan, inputs={} if inputs is None else inputs, **fields)
+        if submission.run_id or submission.after or submission.timeout_s is not None:
+            check_submission(msgspec.structs.replace(submission, run_id=submission.run_id or "unnamed"))
+        else:
+            check_priority(submission.priority)
+        size_bytes = _size(submission.inputs)
+        if size_bytes > self._settings.inline_limit_bytes:
+            limit_bytes = self._settings.inline_limit_bytes
+            slim = await asyncio.to_thread(offload_inputs, submission.inputs, self._blobs, limit_bytes)
+            submission = msgspec.structs.replace(submission, inputs=slim)
+        return submission, compiled
+
+    def _named(self, submission: Submission) -> Submission:
+        """Give an id whose partition is owned here, so that the Run needs no hop."""
+        own = self._driver.partitions
+        run_id = uuid4().hex
+        for _ in range(16):
+            if not own or keys.partition_of(run_id, self._settings.num_partitions) in own:
+                break
+            run_id = uuid4().hex
+        return msgspec.structs.replace(submission, run_id=run_id)
+
+
+async def _within_time(accepted: asyncio.Future[None]) -> None:
+    try:
+        async with asyncio.timeout(_ACCEPT_TIMEOUT_S):
+            await accepted
+    except TimeoutError:
+        message = "the store cannot be reached; the run may be accepted yet"
+        raise Unavailable(message, retry_after_s=1.0) from None
+
+
+def _size(inputs: Json) -> int:
+    try:
+        return len(orjson.dumps(inputs))
+    except orjson.JSONEncodeError as error:
+        raise InvalidInput(f"inputs: not JSON ({error})", field="inputs") from None

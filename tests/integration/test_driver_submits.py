@@ -1,0 +1,130 @@
+"""What Python drivers submit to the owner of its partition is written with its first transitions, and by the
+same rules as at the edge.
+"""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+import ray
+
+from cluster.errors import AlreadyExists, InvalidInput, InvalidPlan, LimitExceeded, TuttiError
+from cluster.model.plan import Submission
+from tests.integration.plans import chain, check_sound, one_step
+from tests.integration.running_service import RunningService, eventually
+
+SETTINGS = {"max_unfinished_runs": 500}
+
+
+def test_runs_submitted_to_their_owner_are_as_others_in_the_store(service: RunningService) -> None:
+    plan = chain("noop", "noop", "noop")
+    ours = ray.get(service.orchestrator(0).submit_many.remote([plan] * 300, [{"n": n} for n in range(300)]))
+    assert len(set(ours)) == 300
+    partitions = {service.names_of(run_id).partition for run_id in ours}
+    assert partitions <= set(service.orchestrator_status(0)["partitions"])
+
+    service.await_ended(ours)
+
+    views, events = service.views(ours), service.events(ours)
+    for n, run_id in enumerate(ours):
+        check_sound(Submission(run_id=run_id, plan=plan, inputs={"n": n}), views[run_id], events[run_id])
+    for number in partitions:
+        assert service.redis.zcard(f"tutti:{{{number}}}:active") == 0
+        listed = service.redis.zrange(f"tutti:{{{number}}}:index:default", 0, -1)
+        assert {run_id.encode() for run_id in ours if service.names_of(run_id).partition == number} <= set(
+            listed
+        )
+
+
+def test_runs_submitted_while_their_owner_dies_are_accepted_once_or_not_at_all(
+    service: RunningService,
+) -> None:
+    pid = service.orchestrator_status(0)["pid"]
+    orchestrator = service.orchestrator(0)
+    answers = [orchestrator.submit.remote(one_step("echo", {"n": n})) for n in range(200)]
+    ray.get(answers[:20], timeout=30)
+    service.kill(pid)
+    accepted = []
+    for answer in answers:
+        try:
+            accepted.append(ray.get(answer, timeout=60))
+        except (ray.exceptions.RayError, TuttiError):
+            continue  # the caller knows that it does not know
+    assert len(accepted) >= 20
+    ended = service.await_ended(accepted)
+    assert {record.status for record in ended.values()} == {"succeeded"}
+    service.orchestrator_status(0, within_s=30)
+    eventually(
+        lambda: all(service.redis.zcard(f"tutti:{{{n}}}:active") == 0 for n in range(4)), "nothing is left"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"run_id": "no spaces"}, InvalidInput),
+        ({"priority": 101}, InvalidInput),
+        ({"timeout_s": -1.0}, InvalidInput),
+        ({"after": ("nobody",)}, InvalidInput),
+        ({"colour": "red"}, InvalidInput),
+    ],
+)
+def test_option_that_cannot_be_used_is_refused_by_name(
+    service: RunningService, options: dict[str, object], error: type[TuttiError]
+) -> None:
+    with pytest.raises(error):
+        ray.get(service.orchestrator().submit.remote(one_step("noop"), **options), timeout=20)
+
+
+def test_plan_that_breaks_a_rule_is_refused(service: RunningService) -> None:
+    with pytest.raises(InvalidPlan):
+        ray.get(service.orchestrator().submit.remote({"name": "p", "steps": []}), timeout=20)
+
+
+def test_own_id_given_again_is_the_same_run_and_another_request_is_refused(service: RunningService) -> None:
+    run_id = uuid4().hex
+    for _ in range(2):
+        given = service.orchestrator().submit.remote(one_step("noop", {"x": 1}), run_id=run_id)
+        assert ray.get(given, timeout=20) == run_id
+    with pytest.raises(AlreadyExists):
+        ray.get(service.orchestrator().submit.remote(one_step("noop", {"x": 2}), run_id=run_id), timeout=20)
+    service.await_ended([run_id])
+
+
+def test_large_inputs_of_a_driver_go_to_the_blob_store(service: RunningService) -> None:
+    text = "a" * 600_000
+    run_id = ray.get(
+        service.orchestrator().submit.remote(one_step("echo", {"$ref": "inputs"}), {"text": text}), timeout=20
+    )
+    assert ray.get(service.orchestrator().result.remote(run_id, timeout_s=30), timeout=40) == {"text": text}
+    stored = service.redis.hget(service.names_of(run_id).run(run_id), "inputs")
+    assert len(stored or b"") < 1000
+
+
+def test_tenant_at_its_limit_is_refused_but_a_repetition_is_answered(service: RunningService) -> None:
+    first = service.submit(one_step("sleep", {"seconds": 60}), run_id="first-of-full", tenant="full")
+    waiting = ray.get(
+        service.orchestrator().submit_many.remote([one_step("noop")] * 499, tenant="full", after=(first,))
+    )
+    with pytest.raises(LimitExceeded):
+        service.submit(one_step("noop"), tenant="full")
+
+    again = service.submit(one_step("sleep", {"seconds": 60}), run_id="first-of-full", tenant="full")
+
+    assert again == first
+    ray.get(service.orchestrator().cancel.remote(first), timeout=20)
+    ended = service.await_ended([first, *waiting])
+    assert ended[waiting[0]].status == "failed"
+
+
+def test_handle_pauses_resumes_and_reprioritises(service: RunningService) -> None:
+    orchestrator = service.orchestrator()
+    run_id = service.submit(chain("nap", "noop", seconds=1.0))
+    service.await_running(run_id)
+    ray.get(orchestrator.pause.remote(run_id), timeout=20)
+    assert service.record(run_id).status == "paused"
+    ray.get(orchestrator.set_priority.remote(run_id, 90), timeout=20)
+    assert service.record(run_id).priority == 90
+    ray.get(orchestrator.resume.remote(run_id), timeout=20)
+    assert service.await_ended([run_id])[run_id].status == "succeeded"
