@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
@@ -16,24 +16,45 @@ import msgspec
 
 from cluster.model.plan import Submission
 
-__all__ = ["Answer", "StubbornClient", "answers"]
+__all__ = ["Answer", "Story", "StubbornClient", "answers"]
 
 _PAUSE_S = 0.1
-_AGAIN = frozenset({429, 502, 503, 504})
+_ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
+_AGAIN = frozenset({429, 503})
 
 
 class Answer(NamedTuple):
     """The final answer to a request, and what went before it.
 
     Attributes:
-        broken: Errors of connections that broke under the request, in order.
-        put_off: Statuses that asked to come again, or were not the service's own.
+        broken: When it was sent (monotonic) to nobody: the connection broke, or the proxy answered for a
+            service that is not there. With the error.
+        put_off: Statuses by which the service asked to come again.
     """
 
     status: int
     body: dict[str, Any]
-    broken: list[str]
+    broken: list[tuple[float, str]]
     put_off: list[int]
+
+
+class Story:
+    """What a follower of a Run has seen, while it sees it.
+
+    Attributes:
+        seqs: Numbers of the events, in the order they came.
+        types: Their types.
+        num_connections: How often it had to begin, the first time included.
+    """
+
+    def __init__(self) -> None:
+        self.seqs: list[int] = []
+        self.types: list[str] = []
+        self.num_connections = 0
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.types) and self.types[-1] in _ENDS
 
 
 class StubbornClient:
@@ -73,26 +94,51 @@ class StubbornClient:
         path, headers = f"/api/v1/runs/{run_id}/cancel", {"Idempotency-Key": f"cancel-{run_id}"}
         return self._threads.submit(self._ask, path, {"reason": reason}, headers)
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run something else in one of the threads."""
-        return self._threads.submit(function, *arguments)
+    def follow(self, run_id: str) -> tuple[Story, Future[None]]:
+        """Follow a Run to its end; a broken stream is taken up after the last event that came."""
+        story = Story()
+        return story, self._threads.submit(self._follow, run_id, story)
+
+    def _follow(self, run_id: str, story: Story) -> None:
+        deadline = time.monotonic() + self._give_up_s
+        path = f"/api/v1/runs/{run_id}/events"
+        while not story.is_over:
+            story.num_connections += 1
+            headers = {"Last-Event-ID": str(story.seqs[-1])} if story.seqs else {}
+            try:
+                with self._client().stream("GET", path, headers=headers) as response:
+                    response.raise_for_status()
+                    for line in response.iter_lines():
+                        if line.startswith("data: "):
+                            event = msgspec.json.decode(line.removeprefix("data: "))
+                            story.seqs.append(event["seq"])
+                            story.types.append(event["type"])
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_S)
 
     def _ask(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> Answer:
-        broken: list[str] = []
+        broken: list[tuple[float, str]] = []
         put_off: list[int] = []
         deadline = time.monotonic() + self._give_up_s
         while True:
+            sent_at = time.monotonic()
             try:
                 response = self._client().post(path, json=body, headers=headers)
             except httpx.TransportError as error:
-                broken.append(repr(error))
+                broken.append((sent_at, repr(error)))
                 if time.monotonic() > deadline:
                     raise
             else:
-                if not _asks_again(response) or time.monotonic() > deadline:
+                is_ours = response.headers.get("content-type", "").startswith("application/json")
+                if is_ours and (response.status_code not in _AGAIN or time.monotonic() > deadline):
                     self.num_answered += 1
                     return Answer(response.status_code, response.json(), broken, put_off)
-                put_off.append(response.status_code)
+                if is_ours:
+                    put_off.append(response.status_code)
+                else:
+                    broken.append((sent_at, f"{response.status_code} {response.text[:80]}"))
             time.sleep(_PAUSE_S)
 
     def _client(self) -> httpx.Client:
@@ -101,12 +147,6 @@ class StubbornClient:
             client = self._own.client = httpx.Client(base_url=self._url, timeout=10.0, trust_env=False)
             self._opened.append(client)
         return client
-
-
-def _asks_again(response: httpx.Response) -> bool:
-    """Whether it is no final answer; the proxy of a service that starts has a 404 of its own, as plain text."""
-    is_ours = response.headers.get("content-type", "").startswith("application/json")
-    return response.status_code in _AGAIN or not is_ours
 
 
 def answers(futures: Sequence[Future[Answer]], within_s: float) -> list[Answer]:
