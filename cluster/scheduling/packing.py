@@ -1,0 +1,436 @@
+"""Which node and which devices: best fit of fractions, whole devices, gangs; all bundles or none.
+
+Fractions fill devices that are in use before they open a new one, and a new one is opened on the node with
+the fewest whole free devices, so that large requests still find theirs. Nothing is ever over-committed: every
+commit is checked once more. The packer decides and counts; it reserves nothing in any cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from itertools import chain
+from typing import NamedTuple
+
+from cluster.errors import InvalidSetting
+from cluster.scheduling.devices import SHARES_PER_GPU, Bundle, Device, Held, Node, NodeSpec, gpus_of
+from cluster.scheduling.reasons import CapacityShort, LabelMissing, NodeTooSmall
+from cluster.scheduling.shelves import Shelf, first_devices
+
+__all__ = ["Packer", "Placement", "Request", "Short", "Strategy"]
+
+Short = CapacityShort | LabelMissing | NodeTooSmall
+"""Why a request cannot be placed now."""
+
+
+class Strategy(StrEnum):
+    """How the bundles of a gang lie; the words are Ray's."""
+
+    PACK = "PACK"
+    """On as few nodes as may be."""
+    STRICT_PACK = "STRICT_PACK"
+    """On one node."""
+    SPREAD = "SPREAD"
+    """On as many nodes as may be."""
+    STRICT_SPREAD = "STRICT_SPREAD"
+    """Each on a node of its own."""
+
+
+class Request(NamedTuple):
+    """Bundles that are wanted together.
+
+    Attributes:
+        request_id: Unique among what is placed and reserved.
+        bundles: At least one; more are a gang.
+        expected_s: How long they will be held; None where unknown.
+        owner: For the capacity map.
+    """
+
+    request_id: str
+    bundles: tuple[Bundle, ...]
+    strategy: Strategy = Strategy.PACK
+    expected_s: float | None = None
+    owner: str = ""
+
+
+class Placement(NamedTuple):
+    """What a request has, one `Held` a bundle in the request's order; `ends_at` is infinite where unknown."""
+
+    request: Request
+    held: tuple[Held, ...]
+    since: float
+    ends_at: float
+
+
+class Packer:
+    """All nodes, and who has what on them."""
+
+    def __init__(self) -> None:
+        self.placements: dict[str, Placement] = {}
+        self.nodes: dict[str, Node] = {}
+        self._shelves: dict[frozenset[tuple[str, str]], Shelf] = {}
+        self._matching: dict[tuple[tuple[str, str], ...], tuple[Shelf, ...]] = {}
+        self._impossible: dict[tuple[tuple[Bundle, ...], Strategy], Short | None] = {}
+        self._smallest = SHARES_PER_GPU
+        self.total_shares = 0
+        self.free_shares = 0
+
+    # -- nodes
+
+    def add_node(self, spec: NodeSpec) -> None:
+        """Count a node in.
+
+        Raises:
+            InvalidSetting: There is one of that name.
+        """
+        if spec.name in self.nodes:
+            raise InvalidSetting(f"node {spec.name} is there already")
+        node = self.nodes[spec.name] = Node(spec)
+        shelf = self._shelves.get(node.labels)
+        if shelf is None:
+            shelf = self._shelves[node.labels] = Shelf()
+        shelf.add(node)
+        self.total_shares += len(node.devices) * SHARES_PER_GPU
+        self.free_shares += len(node.devices) * SHARES_PER_GPU
+        self._matching.clear()
+        self._impossible.clear()
+
+    def remove_node(self, name: str) -> list[Placement]:
+        """Count a lost node out.
+
+        Returns:
+            Placements that had a bundle there; they are released as a whole, other nodes' bundles too.
+        """
+        node = self.nodes.pop(name)
+        lost = [each for each in self.placements.values() if any(held.node is node for held in each.held)]
+        for placement in lost:
+            self.release(placement.request.request_id)
+        self.shelf_of(node).remove(node)
+        self.total_shares -= len(node.devices) * SHARES_PER_GPU
+        self.free_shares -= len(node.devices) * SHARES_PER_GPU
+        self._matching.clear()
+        self._impossible.clear()
+        return lost
+
+    def shelf_of(self, node: Node) -> Shelf:
+        """Find the shelf of a node."""
+        return self._shelves[node.labels]
+
+    def shelves_for(self, bundle: Bundle) -> tuple[Shelf, ...]:
+        """Find the shelves whose nodes have a bundle's labels."""
+        found = self._matching.get(bundle.labels)
+        if found is None:
+            wanted = frozenset(bundle.labels)
+            found = tuple(s for labels, s in self._shelves.items() if wanted <= labels and s.nodes)
+            self._matching[bundle.labels] = found
+        return found
+
+    # -- placing
+
+    def place(self, request: Request, now: float) -> Placement | Short:
+        """Place all bundles of a request, or none.
+
+        Args:
+            request: Its id must be new.
+            now: Seconds.
+
+        Returns:
+            The placement, or why there is none.
+
+        Raises:
+            ValueError: The id is placed already, or there is no bundle.
+        """
+        if request.request_id in self.placements or not request.bundles:
+            raise ValueError(f"{request.request_id} is placed already, or empty")
+        for bundle in request.bundles:
+            if 0 < bundle.shares < self._smallest:
+                self._smallest = bundle.shares
+        held = self._place_bundles(request, now) if self.may_fit(request) else None
+        if held is None:
+            return self.why_short(request)
+        return self._note(request, held, now)
+
+    def restore(
+        self, request: Request, where: Sequence[tuple[str, Sequence[int]]], now: float
+    ) -> Placement | None:
+        """Note a placement that exists already, as a ledger tells it.
+
+        Args:
+            request: Whose.
+            where: Node name and device indices, a pair for each bundle.
+            now: Seconds; a device is thought to be busy from then on.
+
+        Returns:
+            None where it does not fit what is known; then nothing has changed.
+        """
+        held: list[Held] = []
+        for bundle, (name, indices) in zip(request.bundles, where, strict=True):
+            node = self.nodes.get(name)
+            devices = tuple(node.devices[i] for i in indices if i < len(node.devices)) if node else ()
+            if node is None or len(devices) != bundle.num_devices or not self._fits_on(bundle, node, devices):
+                self._undo(request.request_id, held)
+                return None
+            held.append(self.commit(request, bundle, node, devices, now))
+        return self._note(request, held, now)
+
+    def release(self, request_id: str) -> Placement:
+        """Give back what a request has.
+
+        Raises:
+            KeyError: It has nothing.
+        """
+        placement = self.placements.pop(request_id)
+        self._undo(request_id, placement.held)
+        return placement
+
+    def would_fit(self, request: Request, without: Iterable[str], now: float) -> bool:
+        """Whether a request could be placed if some placements were gone. Nothing changes."""
+        gone = [self.placements.pop(each) for each in without]
+        for placement in gone:
+            self._undo(placement.request.request_id, placement.held)
+        found = self.place(request, now)
+        if isinstance(found, Placement):
+            self.release(request.request_id)
+        for placement in gone:
+            held = [
+                self.commit(placement.request, each.bundle, each.node, each.devices, placement.since)
+                for each in placement.held
+            ]
+            self.placements[placement.request.request_id] = placement._replace(held=tuple(held))
+        return isinstance(found, Placement)
+
+    def may_fit(self, request: Request) -> bool:
+        """Rule out at once what cannot be placed now; True is no promise."""
+        bundle = request.bundles[0]
+        shelves = self.shelves_for(bundle)
+        if bundle.shares < SHARES_PER_GPU:
+            return any(s.num_whole or s.max_part >= bundle.shares for s in shelves) or not bundle.shares
+        if len(request.bundles) == 1:
+            return any(s.max_whole >= bundle.num_whole for s in shelves)
+        num_whole = sum(each.num_whole for each in request.bundles)
+        if request.strategy is Strategy.STRICT_PACK:
+            return any(s.max_whole >= num_whole for s in shelves)
+        return sum(shelf.num_whole for shelf in self._shelves.values()) >= num_whole
+
+    # -- the search
+
+    def _place_bundles(self, request: Request, now: float) -> list[Held] | None:
+        bundles, strategy = request.bundles, request.strategy
+        if len(bundles) == 1:
+            spot = self._spot(bundles[0])
+            return None if spot is None else [self.commit(request, bundles[0], *spot, now)]
+        if strategy in (Strategy.PACK, Strategy.STRICT_PACK):
+            held = self._on_one_node(request, now)
+            if held is not None or strategy is Strategy.STRICT_PACK:
+                return held
+        used: set[Node] = set()
+        found: list[Held] = []
+        num_left = sum(bundle.num_whole for bundle in bundles)
+        for bundle in bundles:
+            if strategy is Strategy.PACK:
+                spot = self._spot(bundle, among=used) or self._spot(bundle, num_left=num_left)
+                num_left -= bundle.num_whole
+            else:
+                spot = self._spot(bundle, avoiding=used)
+                if spot is None and strategy is Strategy.SPREAD:
+                    spot = self._spot(bundle)
+            if spot is None:
+                self._undo(request.request_id, found)
+                return None
+            found.append(self.commit(request, bundle, *spot, now))
+            used.add(spot[0])
+        return found
+
+    def _on_one_node(self, request: Request, now: float) -> list[Held] | None:
+        bundles = request.bundles
+        num_whole = sum(each.num_whole for each in bundles)
+        labels = tuple(sorted({pair for each in bundles for pair in each.labels}))
+        for shelf in self.shelves_for(bundles[0]._replace(labels=labels)):
+            for node in shelf.nodes_with(num_whole):
+                held: list[Held] = []
+                for bundle in bundles:
+                    devices = self._devices_on(node, bundle)
+                    if devices is None:
+                        break
+                    held.append(self.commit(request, bundle, node, devices, now))
+                if len(held) == len(bundles):
+                    return held
+                self._undo(request.request_id, held)
+        return None
+
+    def _spot(
+        self,
+        bundle: Bundle,
+        *,
+        among: set[Node] | None = None,
+        avoiding: set[Node] | frozenset[Node] = frozenset(),
+        num_left: int = 0,
+    ) -> tuple[Node, tuple[Device, ...]] | None:
+        """Find the best place of one bundle.
+
+        Args:
+            bundle: What to place.
+            among: Nodes to look at; None for all.
+            avoiding: Nodes to leave out.
+            num_left: Whole devices that this and later bundles of its gang want close together: the smallest
+                node that has them all, else the largest.
+        """
+        shelves = self.shelves_for(bundle)
+        if among is not None:
+            nodes: Iterator[Node] = (node for node in among if frozenset(bundle.labels) <= node.labels)
+        elif not bundle.shares:
+            # A node without devices is no loss to those who need one.
+            nodes = iter(
+                sorted(
+                    (node for shelf in shelves for node in shelf.nodes),
+                    key=lambda node: (len(node.devices), node.free_cpu_parts),
+                )
+            )
+        else:
+            if bundle.shares < SHARES_PER_GPU:
+                for shelf in shelves:
+                    for device in shelf.parts(bundle.shares, self._smallest):
+                        node = device.node
+                        if device.has_room(bundle) and node.has_room(bundle) and node not in avoiding:
+                            return node, (device,)
+            if num_left > 1:
+                all_left = (node for shelf in shelves for node in shelf.nodes_with(num_left))
+                nodes = chain(all_left, (node for shelf in shelves for node in shelf.nodes_falling()))
+            else:
+                least = max(bundle.num_whole, 1)
+                nodes = (node for shelf in shelves for node in shelf.nodes_with(least))
+        for node in nodes:
+            if node not in avoiding:
+                devices = self._devices_on(node, bundle)
+                if devices is not None:
+                    return node, devices
+        return None
+
+    def _devices_on(self, node: Node, bundle: Bundle) -> tuple[Device, ...] | None:
+        """Find a bundle's devices on one node; None where it does not fit."""
+        if not node.has_room(bundle):
+            return None
+        if not bundle.shares:
+            return ()
+        if bundle.num_whole:
+            devices = first_devices(node, bundle)
+            return devices if len(devices) == bundle.num_whole else None
+        best: Device | None = None
+        for device in node.devices:
+            if (
+                device.reserved_for is None
+                and device.has_room(bundle)
+                and (best is None or device.free < best.free)
+            ):
+                best = device
+        return None if best is None else (best,)
+
+    # -- bookkeeping
+
+    def _fits_on(self, bundle: Bundle, node: Node, devices: Sequence[Device]) -> bool:
+        return node.has_room(bundle) and all(device.has_room(bundle) for device in devices)
+
+    def commit(
+        self, request: Request, bundle: Bundle, node: Node, devices: tuple[Device, ...], now: float
+    ) -> Held:
+        """Give devices of a node to a bundle.
+
+        Raises:
+            ValueError: It does not fit: the caller's search is wrong, and nothing has changed.
+        """
+        if not self._fits_on(bundle, node, devices) or len(devices) != bundle.num_devices:
+            raise ValueError(f"{request.request_id} does not fit node {node.name}")
+        ends_at = math.inf if request.expected_s is None else now + request.expected_s
+        shares = min(bundle.shares, SHARES_PER_GPU)
+        shelf = self._shelves[node.labels]
+        mib = []
+        for device in devices:
+            mib.append(device.mib_for(bundle))
+            device.free -= shares
+            device.free_mib -= mib[-1]
+            device.holders[request.request_id] = max(device.holders.get(request.request_id, 0.0), ends_at)
+            device.since = now
+            shelf.file(device)
+        node.take(bundle)
+        self.free_shares -= bundle.shares
+        return Held(node, devices, shares, tuple(mib), bundle)
+
+    def _undo(self, request_id: str, held: Sequence[Held]) -> None:
+        for each in held:
+            shelf = self._shelves[each.node.labels]
+            for device, mib in zip(each.devices, each.mib, strict=True):
+                device.free += each.shares
+                device.free_mib += mib
+                # Two bundles of one gang may share a device: the first that goes takes the name along.
+                device.holders.pop(request_id, None)
+                shelf.file(device)
+            each.node.take(each.bundle, -1)
+            self.free_shares += each.bundle.shares
+
+    def _note(self, request: Request, held: Sequence[Held], now: float) -> Placement:
+        ends_at = math.inf if request.expected_s is None else now + request.expected_s
+        placement = self.placements[request.request_id] = Placement(request, tuple(held), now, ends_at)
+        return placement
+
+    # -- what is known
+
+    def why_short(self, request: Request) -> Short:
+        """Tell why a request that was not placed was not: never, or not now."""
+        key = (request.bundles, request.strategy)
+        if key not in self._impossible:
+            self._impossible[key] = self._never_fits(request)
+        never = self._impossible[key]
+        if never is not None:
+            return never
+        shelves = {id(s): s for bundle in request.bundles for s in self.shelves_for(bundle)}.values()
+        num_asked = sum(bundle.num_whole for bundle in request.bundles)
+        if request.strategy is Strategy.STRICT_PACK or len(request.bundles) == 1:
+            num_free = max(shelf.max_whole for shelf in shelves)
+        else:
+            num_free = sum(shelf.num_whole for shelf in shelves)
+        missing, num_missing = "GPU", float(num_asked - num_free)
+        if not num_asked and request.bundles[0].shares:
+            num_missing = gpus_of(request.bundles[0].shares - max(shelf.max_part for shelf in shelves))
+        if num_missing <= 0 or not request.bundles[0].shares:
+            # Devices are there; what else is not, or how they lie, is the trouble.
+            missing, num_missing = "CPU, memory or place", 1.0
+        return CapacityShort(
+            num_bundles=len(request.bundles),
+            missing=missing,
+            num_missing=num_missing,
+            strategy=request.strategy.value,
+        )
+
+    def _never_fits(self, request: Request) -> Short | None:
+        for bundle in request.bundles:
+            shelves = self.shelves_for(bundle)
+            if not shelves:
+                return LabelMissing(labels=bundle.labels)
+            nodes = [node for shelf in shelves for node in shelf.nodes]
+            if not any(node.is_large_enough(bundle) for node in nodes):
+                largest = max(len(node.devices) for node in nodes)
+                if bundle.num_devices > largest:
+                    asked, missing = float(bundle.num_devices), "GPU"
+                else:
+                    asked, missing, largest = 1.0, "node with its CPUs, memory and resources", 0
+                return NodeTooSmall(missing=missing, asked=asked, largest=largest)
+        return None
+
+    @property
+    def utilisation(self) -> float:
+        """Shares in use, of all; 0 without devices."""
+        return 1.0 - self.free_shares / self.total_shares if self.total_shares else 0.0
+
+    @property
+    def fragmentation(self) -> float:
+        """Free shares on partly used devices, of all free shares: no whole GPU can be made of them."""
+        if not self.free_shares:
+            return 0.0
+        parts = sum(
+            device.free
+            for node in self.nodes.values()
+            for device in node.devices
+            if device.free < SHARES_PER_GPU
+        )
+        return parts / self.free_shares
