@@ -214,7 +214,7 @@ class RunService:
             NotFound: Unknown, expired, or another tenant's.
         """
         summary = await self.store.summary(run_id, principal.tenant)
-        return summary, self.store.follow(run_id, principal.tenant, after_seq)
+        return summary, self.store.follow_known(run_id, after_seq)
 
     # -- command
 
@@ -314,9 +314,9 @@ def _digest(tenant: str, request: RunRequest, raw_inputs: bytes, raw_metadata: b
 
 
 def _num_running(snapshots: Sequence[dict[str, Any]]) -> int:
-    """Add up what the orchestrators told in the last seconds."""
+    """Add up what the orchestrators told in the last seconds; a Run that is only loaded may wait."""
     gauges = [snapshot.get("gauges", {}) for snapshot in snapshots]
-    return sum(int(each.get("runs_running", each.get("runs_loaded", 0))) for each in gauges)
+    return sum(int(each.get("runs_running", each.get("steps_running", 0))) for each in gauges)
 
 
 def _version() -> str:

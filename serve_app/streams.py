@@ -24,6 +24,9 @@ __all__ = ["KEEPALIVE_S", "event_stream", "last_event_id"]
 KEEPALIVE_S = 15.0
 """Silence after which a comment is sent, so that no proxy takes the stream for dead."""
 
+_MAX_FRAMES = 256
+"""Events in one piece; more would only make the first of them wait."""
+
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -72,10 +75,7 @@ async def _frames(
     render: Callable[[RunEvent], bytes],
     keepalive_s: float,
 ) -> AsyncIterator[bytes]:
-    if first is not None:
-        yield _frame(first, render)
-    else:
-        yield b": following\n\n"
+    yield b": following\n\n" if first is None else _frame(first, render)
     upcoming: asyncio.Task[RunEvent | None] | None = None
     try:
         while True:
@@ -85,16 +85,23 @@ async def _frames(
             if not done:
                 yield b": still here\n\n"
                 continue
-            try:
-                event = upcoming.result()
-            except TuttiError:
-                # The store is away, or the Run has expired: the client comes back with the last id it saw.
-                yield b"retry: 1000\n: interrupted\n\n"
-                return
-            upcoming = None
-            if event is None:
-                return
-            yield _frame(event, render)
+            frames: list[bytes] = []
+            # What came with one page of the store is there at once and goes out in one piece.
+            while upcoming.done() and len(frames) < _MAX_FRAMES:
+                try:
+                    event = upcoming.result()
+                except TuttiError:
+                    # The store is away, or the Run has expired: the client comes back with its last id.
+                    yield b"".join([*frames, b"retry: 1000\n: interrupted\n\n"])
+                    return
+                if event is None:
+                    if frames:
+                        yield b"".join(frames)
+                    return
+                frames.append(_frame(event, render))
+                upcoming = asyncio.ensure_future(_next(events))
+                await asyncio.sleep(0)
+            yield b"".join(frames)
     finally:
         if upcoming is not None:
             upcoming.cancel()

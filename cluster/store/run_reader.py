@@ -218,8 +218,12 @@ class RunReader:
             NotFound: Unknown, expired, or another tenant's.
         """
         await self.summary(run_id, tenant)
-        async for event in self._feed.follow(self.redis, self.keys_of(run_id), run_id, after_seq):
+        async for event in self.follow_known(run_id, after_seq):
             yield event
+
+    def follow_known(self, run_id: str, after_seq: int = 0) -> AsyncIterator[RunEvent]:
+        """The same for a Run that the caller has just read: whose it is was seen then."""
+        return self._feed.follow(self.redis, self.keys_of(run_id), run_id, after_seq)
 
     # -- figures
 

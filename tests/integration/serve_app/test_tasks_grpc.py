@@ -11,6 +11,7 @@ from protos.orchestrator.v1 import orchestrator_pb2 as pb
 from protos.orchestrator.v1 import orchestrator_pb2_grpc as pb_grpc
 from serve_app.access import Gate
 from serve_app.grpc_servicer import OrchestratorServicer
+from serve_app.request_figures import RequestFigures
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.integration
 class _Served:
     def __init__(self, service, settings):
         servicer = OrchestratorServicer()
-        servicer.service, servicer.gate = service, Gate(settings)
+        servicer.service, servicer.gate, servicer.figures = service, Gate(settings), RequestFigures()
         self._server = grpc.aio.server()
         pb_grpc.add_OrchestratorServiceServicer_to_server(servicer, self._server)
         self._port = self._server.add_insecure_port("127.0.0.1:0")

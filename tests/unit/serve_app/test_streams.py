@@ -68,6 +68,41 @@ async def test_silence_is_filled_with_comments_and_loses_no_event():
     assert chunks[-1] == b"id: 1\ndata: {}\n\n"
 
 
+async def test_events_that_are_there_together_go_out_in_one_piece_and_later_ones_do_not_wait():
+    gate = asyncio.Event()
+
+    async def events():
+        for seq in (1, 2, 3):
+            yield _event(seq)
+        await gate.wait()
+        yield _event(4)
+        yield _event(5)
+
+    response = await event_stream(events(), lambda event: b"{}", is_over=False)
+    chunks = []
+    async for chunk in response.body_iterator:
+        chunks.append(chunk)
+        if len(chunks) == 2:
+            gate.set()
+    assert chunks[1:] == [
+        b"id: 1\ndata: {}\n\nid: 2\ndata: {}\n\nid: 3\ndata: {}\n\n",
+        b"id: 4\ndata: {}\n\nid: 5\ndata: {}\n\n",
+    ]
+
+
+async def test_many_events_at_once_go_out_in_order_in_bounded_pieces():
+    async def events():
+        for seq in range(1, 1001):
+            yield _event(seq)
+
+    response = await event_stream(events(), lambda event: b"{}", is_over=False)
+    chunks = [chunk async for chunk in response.body_iterator]
+    assert len(chunks) == 5
+    assert [line for line in b"".join(chunks).split(b"\n") if line.startswith(b"id")] == [
+        b"id: %d" % seq for seq in range(1, 1001)
+    ]
+
+
 async def test_loss_of_the_store_ends_the_stream_so_that_the_client_comes_back():
     async def events():
         yield _event(1)
