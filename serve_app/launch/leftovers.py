@@ -71,6 +71,7 @@ class Claim:
         self._path = data_dir / "runtime.json"
         self._lock_path = data_dir / "runtime.lock"
         self._lock: int | None = None
+        self._is_behind = False  # whether the file is older than the record
         self._record = _RunRecord(
             instance=secrets.token_hex(8),
             host=socket.gethostname(),
@@ -126,9 +127,11 @@ class Claim:
         seen = {mark.pid: mark for mark in self._record.children if find_process(mark) is not None}
         seen.update({mark.pid: mark for mark in descendants_of(os.getpid())})
         children = tuple(mark for pid, mark in sorted(seen.items()) if pid not in kept)
-        if children != self._record.children:
+        if children != self._record.children or self._is_behind:
             self._record = msgspec.structs.replace(self._record, children=children)
-            self._write()
+            # On a full disk the service goes on; who comes next finds the younger ones by their environment.
+            with contextlib.suppress(LaunchFailed):
+                self._write()
 
     def end_children(
         self, keep: Collection[ProcessMark] = (), grace_s: float = 3.0
@@ -198,12 +201,18 @@ class Claim:
             return None
 
     def _write(self) -> None:
+        self._is_behind = True
         draft = self._path.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
-            file.write(msgspec.json.encode(self._record))
-        draft.replace(self._path)
+        try:
+            draft.unlink(missing_ok=True)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+                file.write(msgspec.json.encode(self._record))
+            draft.replace(self._path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise LaunchFailed(f"the data directory {self._path.parent} cannot be used: {reason}") from None
+        self._is_behind = False
 
 
 def temporary_folder() -> Path:

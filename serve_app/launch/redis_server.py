@@ -279,7 +279,12 @@ class EmbeddedRedis:
         if mark is None:
             raise LaunchFailed(f"Redis ended at once; see {self._folder / 'redis.log'}")
         self._record, self.adopted = _ServerRecord(mark, str(socket), version), False
-        _write_atomically(self._folder / "server.json", msgspec.json.encode(self._record))
+        try:
+            _write_atomically(self._folder / "server.json", msgspec.json.encode(self._record))
+        except LaunchFailed:
+            # A server that stands nowhere could not be adopted after a crash.
+            self._end_own_child()
+            raise
 
     def _check_version(self, version: tuple[int, ...], binary: str) -> None:
         if version[:2] < REDIS_MIN_VERSION:
@@ -295,7 +300,8 @@ class EmbeddedRedis:
                 f"the data in {self._folder} was written by Redis {_dotted(written)}; {binary} is "
                 f"{_dotted(version)} and would not see it; set TUTTI_REDIS_BINARY to one as new"
             )
-        _write_atomically(record, msgspec.json.encode(version))
+        if version != written:
+            _write_atomically(record, msgspec.json.encode(version))
 
     def _runtime_folder(self) -> Path:
         """Make the socket's private folder; its name depends on the data directory only."""
@@ -423,8 +429,11 @@ def _read_record(folder: Path) -> _ServerRecord | None:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     draft = path.with_suffix(".new")
-    draft.write_bytes(content)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        raise LaunchFailed(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _quoted(text: str) -> str:

@@ -40,6 +40,8 @@ __all__ = ["Service", "ending_in_order", "first_line", "run_until_signalled"]
 _READY_TIMEOUT_S = 90.0
 _WATCH_INTERVAL_S = 0.2
 _NOTE_INTERVAL_S = 5.0
+_REDIS_RETRY_S = 2.0
+_REPEAT_NEWS_S = 60.0
 _CORE_PROCESSES = ("gcs_server", "raylet")
 _NAMESPACE = "tutti"
 _MIN_LOCAL_CPUS = 4
@@ -75,6 +77,8 @@ class Service:
         self._ray_address = ""
         self._served = False
         self._noted_at = 0.0
+        self._redis_retry_at = self._redis_said_at = 0.0
+        self._redis_news = ""
         self.stop_requested = threading.Event()
         """Set it to end the service in order."""
 
@@ -112,14 +116,31 @@ class Service:
             LaunchFailed: A part that cannot be replaced ended by itself.
         """
         while not self.stop_requested.wait(_WATCH_INTERVAL_S):
-            if self._redis is not None and self._redis.restart_if_dead():
-                self._say("Redis ended unexpectedly and was started again")
+            self._keep_redis()
             for mark in self._core:
                 if find_process(mark) is None:
                     raise LaunchFailed(f"Ray's {mark.name} ended unexpectedly; see {self._settings.logs_dir}")
             if time.monotonic() - self._noted_at > _NOTE_INTERVAL_S:
                 self._noted_at = time.monotonic()
                 self._claim.note_children(self._kept())
+
+    def _keep_redis(self) -> None:
+        """Start the embedded Redis again where it ended, for as long as it takes: on a full disk it cannot
+        live, and meanwhile clients are answered 503 and agents go on working.
+        """
+        now = time.monotonic()
+        if self._redis is None or now < self._redis_retry_at:
+            return
+        try:
+            if not self._redis.restart_if_dead():
+                return
+            news = "Redis ended unexpectedly and was started again"
+        except LaunchFailed as error:
+            news = f"Redis ended and cannot be started again, trying on: {error.message}"
+        self._redis_retry_at = time.monotonic() + _REDIS_RETRY_S
+        if news != self._redis_news or now - self._redis_said_at > _REPEAT_NEWS_S:
+            self._redis_news, self._redis_said_at = news, now
+            self._say(news)
 
     def stop(self, grace_s: float) -> None:
         """End everything: first what accepts work, then what does it, then what remembers it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import psutil
 import pytest
@@ -145,3 +147,40 @@ def test_signal_while_starting_ends_in_order(tmp_path: Path) -> None:
         assert not any(find_process(mark) for mark in processes)
         assert not any(Path(folder).exists() for folder in record["folders"])
         assert not psutil.pid_exists(service.process.pid)
+
+
+def test_full_disk_is_answered_503_and_the_service_goes_on_when_there_is_room_again(tmp_path: Path) -> None:
+    """With `appendfsync always` Redis ends itself when it cannot write; nothing else may go with it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=280m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with up(disk / "data", free_ports(2)) as service, httpx.Client(base_url=service.url) as client:
+            service.await_ready()
+            body = {"plan": PLAN}
+            accepted = client.post("/api/v1/runs", json=body).json()["run_id"]
+            with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(b"x" * 65536)
+
+            def is_refused() -> bool:
+                answer = client.post("/api/v1/runs", json=body)
+                return answer.status_code == 503 and answer.json()["error"]["code"] == "UNAVAILABLE"
+
+            wait_until(is_refused, 30)
+            wait_until(lambda: "cannot be started again, trying on" in service.err.read_text(), 30)
+            assert service.process.poll() is None
+            (disk / "filler").unlink()
+            wait_until(lambda: client.get("/health").status_code == 200, 30)
+            again = client.post("/api/v1/runs", json=body).json()["run_id"]
+            with ApiClient(service.url) as api:
+                for run_id in (accepted, again):
+                    assert [event["type"] for event in api.follow(run_id)][-1] == "run.succeeded"
+            service.process.terminate()
+            assert service.process.wait(60) == 0, service.err.read_text()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
