@@ -37,8 +37,8 @@ def _may_stay(client: redis.Redis, name: str) -> bool:
     match = _OF_A_RUN.fullmatch(name)
     if match is None:
         return False
-    record = client.hget(f"{match[1]}run:{match[2]}", "record")
-    return isinstance(record, bytes) and decode_record(record).status not in _ENDED
+    record, header = client.hmget(f"{match[1]}run:{match[2]}", "record", "header")
+    return bool(record and header) and decode_record(record).status not in _ENDED
 
 
 _ENDED = frozenset(status for status in RunStatus if status.is_terminal)

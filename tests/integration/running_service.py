@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +21,14 @@ from ray.exceptions import RayError
 from actors import connect, handles
 from actors.start import start_actors, stop_actors
 from cluster import placement_groups
-from cluster.engine import RunRecord
 from cluster.errors import TuttiError
 from cluster.model.plan import Json, Plan, Submission
-from cluster.model.view import RunEvent, RunView
 from cluster.settings import Settings
 from cluster.store import keys
-from cluster.store.run_codec import decode_events, decode_record, decode_run, view_of
 from cluster.store.run_store import RunStore
 from serve_app.launch.redis_server import EmbeddedRedis
 from tests.integration.leaks import unfinished_business
+from tests.integration.stored_runs import StoredRuns
 from tests.key_leaks import leaked_keys
 
 __all__ = ["RunningService", "eventually"]
@@ -66,16 +64,15 @@ def _name_of(process: psutil.Process) -> str:
         return ""
 
 
-class RunningService:
+class RunningService(StoredRuns):
     """Redis and actors of one test module."""
 
     def __init__(self, folder: Path, **overrides: Any) -> None:
-        self.redis_server = EmbeddedRedis(folder / "data", "strict")
+        overrides = {"durability": "strict", **overrides}
+        self.redis_server = EmbeddedRedis(folder / "data", overrides["durability"])
         url = self.redis_server.start()
-        self.settings = Settings.from_environment(
-            {}, redis_url=url, data_dir=folder / "data", durability="strict", **overrides
-        )
-        self.redis = redis.Redis.from_url(url)
+        self.settings = Settings.from_environment({}, redis_url=url, data_dir=folder / "data", **overrides)
+        super().__init__(redis.Redis.from_url(url), self.settings.num_partitions)
         try:
             start_actors(self.settings)
             share = self.settings.num_partitions // self.settings.num_orchestrators
@@ -175,61 +172,8 @@ class RunningService:
             )
         return accepted
 
-    def names_of(self, run_id: str) -> keys.PartitionKeys:
-        return keys.PartitionKeys(keys.partition_of(run_id, self.settings.num_partitions))
-
-    def records(self, run_ids: Iterable[str]) -> dict[str, RunRecord]:
-        ids = list(run_ids)
-        pipe = self.redis.pipeline(transaction=False)
-        for run_id in ids:
-            pipe.hget(self.names_of(run_id).run(run_id), "record")
-        return {run_id: decode_record(raw) for run_id, raw in zip(ids, pipe.execute(), strict=True) if raw}
-
-    def record(self, run_id: str) -> RunRecord:
-        return self.records([run_id])[run_id]
-
-    def views(self, run_ids: Iterable[str]) -> dict[str, RunView]:
-        ids = list(run_ids)
-        pipe = self.redis.pipeline(transaction=False)
-        for run_id in ids:
-            pipe.hgetall(self.names_of(run_id).run(run_id))
-        return {
-            run_id: view_of(decode_run(fields)) for run_id, fields in zip(ids, pipe.execute(), strict=True)
-        }
-
-    def view(self, run_id: str) -> RunView:
-        return self.views([run_id])[run_id]
-
-    def events(self, run_ids: Iterable[str]) -> dict[str, list[RunEvent]]:
-        ids = list(run_ids)
-        pipe = self.redis.pipeline(transaction=False)
-        for run_id in ids:
-            pipe.xrange(self.names_of(run_id).events(run_id))
-        return {
-            run_id: [event for _, fields in rows for event in decode_events(fields[b"e"])]
-            for run_id, rows in zip(ids, pipe.execute(), strict=True)
-        }
-
-    def await_ended(self, run_ids: Sequence[str], within_s: float = 60.0) -> dict[str, RunRecord]:
-        """Wait until all have ended; the failure says which have not."""
-        ended: dict[str, RunRecord] = {}
-        deadline = time.monotonic() + within_s
-        while True:
-            try:
-                left = [run_id for run_id in run_ids if run_id not in ended]
-                found = self.records(left)
-            except redis.RedisError:
-                found = {}
-            ended.update({i: record for i, record in found.items() if record.status.is_terminal})
-            if len(ended) == len(set(run_ids)):
-                return ended
-            if time.monotonic() > deadline:
-                missing = [run_id for run_id in run_ids if run_id not in ended]
-                raise AssertionError(
-                    f"{len(missing)} of {len(run_ids)} have not ended within {within_s:g} s, "
-                    f"the first: {self.view(missing[0])}\n{self.statuses()}\n{self.scheduler_status()}"
-                )
-            time.sleep(_POLL_S)
+    def circumstances(self) -> str:
+        return f"{self.statuses()}\n{self.scheduler_status()}"
 
     def await_status(self, run_id: str, status: str, within_s: float = 20.0) -> None:
         eventually(lambda: self.record(run_id).status == status, f"{run_id} is {status}", within_s)

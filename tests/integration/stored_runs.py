@@ -10,7 +10,7 @@ import redis
 from cluster.engine import RunRecord
 from cluster.model.view import RunEvent, RunView
 from cluster.store import keys
-from cluster.store.run_codec import decode_event, decode_record, decode_run, view_of
+from cluster.store.run_codec import decode_events, decode_record, decode_run, view_of
 
 __all__ = ["StoredRuns"]
 
@@ -57,7 +57,7 @@ class StoredRuns:
         for run_id in ids:
             pipe.xrange(self.names_of(run_id).events(run_id))
         return {
-            run_id: [decode_event(fields[b"e"]) for _, fields in rows]
+            run_id: [event for _, fields in rows for event in decode_events(fields[b"e"])]
             for run_id, rows in zip(ids, pipe.execute(), strict=True)
         }
 
