@@ -122,14 +122,18 @@ def _deployment(settings: Settings) -> Any:
     ).bind(settings)
 
 
-def undeploy(grace_s: float) -> None:
+def undeploy(grace_s: float, *, cluster_stays: bool = False) -> None:
     """Take the edge down: no new requests, those in flight finish.
 
     Args:
         grace_s: Seconds to wait for that, >= 0; what is left then goes on ending by itself, within
-        `drain_grace_s`.
+            `drain_grace_s`.
+        cluster_stays: Whether Ray goes on without us: then Serve, whose HAProxy would keep our ports, is
+            ended too, unless it serves others' applications.
     """
     serve.delete(APPLICATION, _blocking=False)
     deadline = time.monotonic() + grace_s
     while APPLICATION in serve.status().applications and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    if cluster_stays and not serve.status().applications.keys() - {APPLICATION}:
+        serve.shutdown()

@@ -151,7 +151,7 @@ class Service:
         deadline = time.monotonic() + grace_s
         if self._ray_started:
             if self._served:
-                _in_time(lambda: _stop_serving(deadline - time.monotonic()), deadline - time.monotonic())
+                _in_time(lambda: self._stop_serving(deadline - time.monotonic()), deadline - time.monotonic())
             _in_time(lambda: self._stop_actors(deadline - time.monotonic()), deadline - time.monotonic())
             _in_time(_stop_ray, max(deadline - time.monotonic(), 3.0))
         self.end_now()
@@ -318,6 +318,11 @@ class Service:
         mark = mark_of(self._redis.pid) if self._redis is not None and self._redis.pid else None
         return [mark] if mark is not None else []
 
+    def _stop_serving(self, grace_s: float) -> None:
+        from serve_app.app import undeploy
+
+        undeploy(max(grace_s, 0.0), cluster_stays=bool(self._settings.ray_address))
+
     def _stop_actors(self, grace_s: float) -> None:
         from actors.start import stop_actors
 
@@ -411,12 +416,6 @@ def _quieten() -> None:
     """Keep Ray's and Serve's chatter off the terminal; a filter survives their own setting of levels."""
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
-
-
-def _stop_serving(grace_s: float) -> None:
-    from serve_app.app import undeploy
-
-    undeploy(max(grace_s, 0.0))
 
 
 def _stop_ray() -> None:
