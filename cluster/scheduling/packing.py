@@ -18,7 +18,7 @@ from cluster.scheduling.devices import SHARES_PER_GPU, Bundle, Device, Held, Nod
 from cluster.scheduling.reasons import CapacityShort, LabelMissing, NodeTooSmall
 from cluster.scheduling.shelves import Shelf, first_devices
 
-__all__ = ["Packer", "Placement", "Request", "Short", "Strategy"]
+__all__ = ["Footprint", "Packer", "Placement", "Request", "Short", "Strategy"]
 
 Short = CapacityShort | LabelMissing | NodeTooSmall
 """Why a request cannot be placed now."""
@@ -63,15 +63,38 @@ class Placement(NamedTuple):
     ends_at: float
 
 
+class Footprint(NamedTuple):
+    """What all requests with the same bundles and strategy have in common, worked out once.
+
+    Attributes:
+        version: Of the packer's nodes when it was worked out.
+        shelves: Where its first bundle may lie.
+        nodes: Those of them that could carry a bundle if they were empty.
+        part: Shares of its first bundle if it is less than a device, else 0.
+        on_one_node: Whole free devices that one node must have.
+        in_all: Whole free devices that there must be.
+        never: Why it fits nowhere even if all were empty, None where it does.
+    """
+
+    version: int
+    shelves: tuple[Shelf, ...]
+    nodes: tuple[Node, ...]
+    part: int
+    on_one_node: int
+    in_all: int
+    never: Short | None
+
+
 class Packer:
-    """All nodes, and who has what on them."""
+    """All nodes, and who has what on them; `version` changes with the nodes."""
 
     def __init__(self) -> None:
         self.placements: dict[str, Placement] = {}
         self.nodes: dict[str, Node] = {}
         self._shelves: dict[frozenset[tuple[str, str]], Shelf] = {}
         self._matching: dict[tuple[tuple[str, str], ...], tuple[Shelf, ...]] = {}
-        self._impossible: dict[tuple[tuple[Bundle, ...], Strategy], Short | None] = {}
+        self._footprints: dict[tuple[tuple[Bundle, ...], Strategy], Footprint] = {}
+        self.version = 0
         self._smallest = SHARES_PER_GPU
         self.total_shares = 0
         self.free_shares = 0
@@ -94,7 +117,8 @@ class Packer:
         self.total_shares += len(node.devices) * SHARES_PER_GPU
         self.free_shares += len(node.devices) * SHARES_PER_GPU
         self._matching.clear()
-        self._impossible.clear()
+        self._footprints.clear()
+        self.version += 1
 
     def remove_node(self, name: str) -> list[Placement]:
         """Count a lost node out.
@@ -110,7 +134,8 @@ class Packer:
         self.total_shares -= len(node.devices) * SHARES_PER_GPU
         self.free_shares -= len(node.devices) * SHARES_PER_GPU
         self._matching.clear()
-        self._impossible.clear()
+        self._footprints.clear()
+        self.version += 1
         return lost
 
     def shelf_of(self, node: Node) -> Shelf:
@@ -146,7 +171,7 @@ class Packer:
         for bundle in request.bundles:
             if 0 < bundle.shares < self._smallest:
                 self._smallest = bundle.shares
-        held = self._place_bundles(request, now) if self.may_fit(request) else None
+        held = self._place_bundles(request, now) if self.may_fit(self.footprint(request)) else None
         if held is None:
             return self.why_short(request)
         return self._note(request, held, now)
@@ -200,18 +225,32 @@ class Packer:
             self.placements[placement.request.request_id] = placement._replace(held=tuple(held))
         return isinstance(found, Placement)
 
-    def may_fit(self, request: Request) -> bool:
-        """Rule out at once what cannot be placed now; True is no promise."""
-        bundle = request.bundles[0]
-        shelves = self.shelves_for(bundle)
-        if bundle.shares < SHARES_PER_GPU:
-            return any(s.num_whole or s.max_part >= bundle.shares for s in shelves) or not bundle.shares
-        if len(request.bundles) == 1:
-            return any(s.max_whole >= bundle.num_whole for s in shelves)
-        num_whole = sum(each.num_whole for each in request.bundles)
-        if request.strategy is Strategy.STRICT_PACK:
-            return any(s.max_whole >= num_whole for s in shelves)
-        return sum(shelf.num_whole for shelf in self._shelves.values()) >= num_whole
+    def footprint(self, request: Request) -> Footprint:
+        """Find what a request has in common with its like."""
+        key = (request.bundles, request.strategy)
+        found = self._footprints.get(key)
+        if found is None:
+            found = self._footprints[key] = self._footprint(request)
+        return found
+
+    def may_fit(self, footprint: Footprint) -> bool:
+        """Rule out at once what cannot be placed now on what nobody reserved; True is no promise."""
+        if footprint.never is not None:
+            return False
+        part, on_one_node, in_all = footprint.part, footprint.on_one_node, footprint.in_all
+        if part:
+            return any(shelf.num_whole or shelf.max_part >= part for shelf in footprint.shelves)
+        if on_one_node:
+            for shelf in footprint.shelves:
+                if shelf.max_whole >= on_one_node:
+                    return in_all <= on_one_node or self.num_whole >= in_all
+            return False
+        return True
+
+    @property
+    def num_whole(self) -> int:
+        """Whole free devices that nobody reserved."""
+        return sum([shelf.num_whole for shelf in self._shelves.values()])
 
     # -- the search
 
@@ -377,21 +416,16 @@ class Packer:
 
     def why_short(self, request: Request) -> Short:
         """Tell why a request that was not placed was not: never, or not now."""
-        key = (request.bundles, request.strategy)
-        if key not in self._impossible:
-            self._impossible[key] = self._never_fits(request)
-        never = self._impossible[key]
-        if never is not None:
-            return never
-        shelves = {id(s): s for bundle in request.bundles for s in self.shelves_for(bundle)}.values()
-        num_asked = sum(bundle.num_whole for bundle in request.bundles)
-        if request.strategy is Strategy.STRICT_PACK or len(request.bundles) == 1:
-            num_free = max(shelf.max_whole for shelf in shelves)
+        footprint = self.footprint(request)
+        if footprint.never is not None:
+            return footprint.never
+        if footprint.part:
+            num_missing = gpus_of(footprint.part - max(shelf.max_part for shelf in footprint.shelves))
+        elif footprint.in_all > footprint.on_one_node:
+            num_missing = float(footprint.in_all - self.num_whole)
         else:
-            num_free = sum(shelf.num_whole for shelf in shelves)
-        missing, num_missing = "GPU", float(num_asked - num_free)
-        if not num_asked and request.bundles[0].shares:
-            num_missing = gpus_of(request.bundles[0].shares - max(shelf.max_part for shelf in shelves))
+            num_missing = float(footprint.on_one_node - max(shelf.max_whole for shelf in footprint.shelves))
+        missing = "GPU"
         if num_missing <= 0 or not request.bundles[0].shares:
             # Devices are there; what else is not, or how they lie, is the trouble.
             missing, num_missing = "CPU, memory or place", 1.0
@@ -400,6 +434,21 @@ class Packer:
             missing=missing,
             num_missing=num_missing,
             strategy=request.strategy.value,
+        )
+
+    def _footprint(self, request: Request) -> Footprint:
+        first = request.bundles[0]
+        shelves = self.shelves_for(first)
+        whole = [bundle.num_whole for bundle in request.bundles]
+        is_together = request.strategy is Strategy.STRICT_PACK
+        return Footprint(
+            self.version,
+            shelves,
+            tuple(node for shelf in shelves for node in shelf.nodes if node.is_large_enough(first)),
+            first.shares if first.shares < SHARES_PER_GPU else 0,
+            sum(whole) if is_together else whole[0],
+            sum(whole),
+            self._never_fits(request),
         )
 
     def _never_fits(self, request: Request) -> Short | None:

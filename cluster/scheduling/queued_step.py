@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from cluster.scheduling.fair_share import Account, FairShare
 from cluster.scheduling.reasons import QuotaReached, RateReached
 
-__all__ = ["Group", "Lane", "Level", "Line", "QueuedStep"]
+__all__ = ["Group", "Lane", "Level", "Line", "QueuedStep", "num_ahead"]
 
 _MIN_GARBAGE = 64
 _GONE = -1
@@ -166,3 +166,25 @@ class Group:
             else:
                 return order
         return None
+
+
+def num_ahead(step: QueuedStep, groups: Iterable[Group]) -> int:
+    """Count who goes before a waiting step if nothing else comes: higher levels, its own line, fair turns."""
+    if step.line is None:
+        return 0
+    mine = step.line.group
+    entries = [
+        (order, number, each)
+        for line in mine.lines.values()
+        for order, number, each in line.heap
+        if each.line is line
+    ]
+    place = next((order, number) for order, number, each in entries if each is step)
+    own = sum(1 for order, number, _ in entries if (order, number) < place)
+    above, others = 0, dict[str, int]()
+    for group in groups:
+        if group.level.priority > step.priority:
+            above += group.num
+        elif group.level is mine.level and group.tenant != step.tenant:
+            others[group.tenant] = others.get(group.tenant, 0) + group.num
+    return above + own + sum(min(num, own + 1) for num in others.values())

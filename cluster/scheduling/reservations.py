@@ -15,7 +15,7 @@ import math
 from heapq import nsmallest
 
 from cluster.scheduling.devices import SHARES_PER_GPU, Bundle, Device, Node
-from cluster.scheduling.packing import Packer, Placement, Request, Short, Strategy
+from cluster.scheduling.packing import Footprint, Packer, Placement, Request, Short, Strategy
 from cluster.scheduling.shelves import Shelf
 
 __all__ = ["Reservation", "Reservations"]
@@ -34,10 +34,11 @@ class Reservation:
         before: Placements that were on the targets when they were reserved.
     """
 
-    __slots__ = ("before", "expires_at", "num_busy", "request", "starts_at", "targets")
+    __slots__ = ("before", "expires_at", "footprint", "num_busy", "request", "starts_at", "targets")
 
-    def __init__(self, request: Request, expires_at: float) -> None:
+    def __init__(self, request: Request, footprint: Footprint, expires_at: float) -> None:
         self.request = request
+        self.footprint = footprint
         self.expires_at = expires_at
         self.targets: dict[Device, None] = {}
         self.before: set[str] = set()
@@ -91,7 +92,7 @@ class Reservations:
             return None
         patience_s = self._patience_s.get(request.request_id, self._timeout_s)
         self._patience_s[request.request_id] = patience_s * _PATIENCE_GROWTH
-        reservation = Reservation(request, now + patience_s)
+        reservation = Reservation(request, self.packer.footprint(request), now + patience_s)
         self._reservations[request.request_id] = reservation
         for device in targets:
             self._keep(reservation, device)
@@ -165,6 +166,8 @@ class Reservations:
             return None
         ends_at = now + request.expected_s
         for reservation in self._reservations.values():
+            if -math.inf < reservation.starts_at < now:
+                self._renew(reservation, now)
             if reservation.starts_at < ends_at:
                 continue
             for device in reservation.targets:
@@ -184,14 +187,17 @@ class Reservations:
     def start(self, now: float) -> list[Placement]:
         """Start reserved requests that can, those reserved first before others."""
         started = []
+        num_whole = self.packer.num_whole
         for reservation in tuple(self._reservations.values()):
             if reservation.num_busy:
+                if not num_whole:
+                    continue
                 self._gather(reservation)
-            if reservation.num_busy and not self._fits_elsewhere(reservation):
-                if -math.inf < reservation.starts_at < now:
-                    self._renew(reservation, now)
-                continue
+                num_whole = self.packer.num_whole
+                if reservation.num_busy and not self._fits_elsewhere(reservation):
+                    continue
             placement = self._try(reservation, now)
+            num_whole = self.packer.num_whole
             if placement is not None:
                 started.append(placement)
         return started
@@ -217,7 +223,9 @@ class Reservations:
         request = reservation.request
         if len(request.bundles) > 1 and request.strategy is not Strategy.STRICT_PACK:
             return False
-        return self.packer.may_fit(request)
+        if reservation.footprint.version != self.packer.version:
+            reservation.footprint = self.packer.footprint(request)
+        return self.packer.may_fit(reservation.footprint)
 
     def _gather(self, reservation: Reservation) -> None:
         """Exchange busy targets for free devices, where it does not matter on which node they are."""
@@ -244,9 +252,8 @@ class Reservations:
         needed = sum(each.num_devices for each in request.bundles)
         nodes = [
             node
-            for shelf in self.packer.shelves_for(bundle)
-            for node in shelf.nodes
-            if node.is_large_enough(bundle)
+            for node in self.packer.footprint(request).nodes
+            if bundle is request.bundles[0] or node.is_large_enough(bundle)
         ]
 
         if len(request.bundles) > 1 and request.strategy is not Strategy.STRICT_PACK:

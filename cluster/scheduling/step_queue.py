@@ -21,8 +21,8 @@ from dataclasses import replace
 from heapq import heappop, heappush, heapreplace
 
 from cluster.scheduling.affinity import Affinity
-from cluster.scheduling.limits import Limits, capability_key, tenant_key
-from cluster.scheduling.queued_step import Group, Lane, Level, Line, QueuedStep
+from cluster.scheduling.limits import Limits, Watcher, capability_key, tenant_key
+from cluster.scheduling.queued_step import Group, Lane, Level, Line, QueuedStep, num_ahead
 from cluster.scheduling.reasons import BehindOthers, QuotaReached, RateReached, Reason
 
 __all__ = ["TOP_PRIORITY", "StepQueue"]
@@ -210,6 +210,16 @@ class StepQueue:
         if level is not None:
             level.share.settle(step.tenant, used - step.cost)
 
+    def end(self, step: QueuedStep, now: float, used: float | None = None) -> tuple[Watcher, ...]:
+        """Give the keys of a step that was taken back, and settle its cost where it is known.
+
+        Returns:
+            Queues that were woken (this one may be among them): serve them.
+        """
+        if used is not None:
+            self.settle(step, used)
+        return self._limits.release((self._capability_key, tenant_key(step.tenant), *step.keys), now)
+
     # -- what is known
 
     def next_wake_at(self) -> float | None:
@@ -249,28 +259,9 @@ class StepQueue:
             return line.reason
         if isinstance(self._shut, Mapping) and step.lane in self._shut:
             return self._shut[step.lane]
-        ahead = self._num_ahead(step, group)
+        ahead = num_ahead(step, self._groups.values())
         until_at = now + (ahead + 1) / num_per_s if num_per_s else None
         return BehindOthers(num_ahead=ahead, priority=step.priority, until_at=until_at)
-
-    def _num_ahead(self, step: QueuedStep, group: Group) -> int:
-        """Count who goes first if nothing else comes: higher levels, its own line, the others' fair turns."""
-        entries = [
-            (order, number, each)
-            for line in group.lines.values()
-            for order, number, each in line.heap
-            if each.line is line
-        ]
-        mine = next((order, number) for order, number, each in entries if each is step)
-        own = sum(1 for order, number, _ in entries if (order, number) < mine)
-        others: dict[str, int] = {}
-        above = 0
-        for other in self._groups.values():
-            if other.level.priority > step.priority:
-                above += other.num
-            elif other.level is group.level and other.tenant != step.tenant:
-                others[other.tenant] = others.get(other.tenant, 0) + other.num
-        return above + own + sum(min(num, own + 1) for num in others.values())
 
     # -- choosing
 
