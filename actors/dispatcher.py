@@ -1,6 +1,7 @@
 """From ready to running: the queues of one orchestrator and the slots it may use.
 
-Order: priority, then first come. A suspect (its replicas died under it before, and once more would be once
+Order: priority, then the older Run: what has begun goes on before something new begins, so that few Runs are
+under way at a time and a Step that ends hands its slot to the next of its Run. A suspect (its replicas died under it before, and once more would be once
 too often) runs alone on a replica, so that only the guilty one is counted: it waits until this orchestrator
 was given every slot of one, where no other can have an attempt then. Where the slots come from is the
 scheduler's business; this module only asks and uses.
@@ -9,7 +10,6 @@ scheduler's business; this module only asks and uses.
 from __future__ import annotations
 
 import heapq
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,17 +19,19 @@ from actors.replica_link import LinkOwner, ReplicaLink
 
 if TYPE_CHECKING:
     from actors.pool_table import PoolEntry, PoolTable
+    from cluster.engine import Run
 
 __all__ = ["Dispatcher", "Ready"]
 
 _MAX_CRASHES = 3
+_NOTICEABLE_S = 1.0
 
 
 class Ready(NamedTuple):
     """A StepRun that waits for a slot; sorts by who goes first."""
 
     order: int
-    number: int
+    created_at: float
     run_id: str
     step: int
     item: int
@@ -65,18 +67,33 @@ class Dispatcher:
         self._links_by_pool: dict[str, list[ReplicaLink]] = {}
         self._pools: dict[str, PoolEntry] = {}
         self._dead: dict[str, Any] = {}
-        self._numbers = itertools.count()
 
     # -- what waits
 
-    def queue(self, run_id: str, step: int, item: int, capability: str, priority: int, suspect: bool) -> None:
+    def queue(self, run: Run, step: int, item: int, capability: str, suspect: bool) -> None:
         """Let a ready StepRun wait, and start it at once where a slot is free."""
         queues = self._suspects if suspect else self._queues
         waiting = queues.get(capability)
         if waiting is None:
             waiting = queues[capability] = []
-        heapq.heappush(waiting, Ready(-priority, next(self._numbers), run_id, step, item, priority))
+        priority = run.record.priority
+        ready = Ready(-priority, run.record.created_at, run.run_id, step, item, priority)
+        if not suspect and waiting and self._hand_on(ready, waiting[0], capability):
+            return
+        heapq.heappush(waiting, ready)
         self.serve(capability)
+
+    def _hand_on(self, ready: Ready, first: Ready, capability: str) -> bool:
+        """Give a slot that has just become free to the next Step of the Run that had it, so that both are
+        one commit, unless who waits first is more urgent or noticeably older.
+        """
+        if ready.order > first.order or ready.created_at - first.created_at > _NOTICEABLE_S:
+            return False
+        pool = self._pool_by_capability.get(capability)
+        if pool is None or self._suspects:
+            return False
+        link = max(self._links_by_pool.get(pool.name, ()), key=_num_free, default=None)
+        return link is not None and link.num_free > 0 and self._assign(ready, link)
 
     def demand(self) -> dict[str, int]:
         """Count what waits, by capability."""

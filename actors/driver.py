@@ -114,7 +114,7 @@ class Driver:
                 run, step, item = self._to_queue.popleft()
                 capability = run.plan.steps[step].step.capability
                 suspect = self.dispatcher.is_suspect(capability, run.unit(step, item).crashes)
-                self.dispatcher.queue(run.run_id, step, item, capability, run.record.priority, suspect)
+                self.dispatcher.queue(run, step, item, capability, suspect)
         finally:
             self._is_queueing = False
 

@@ -93,12 +93,11 @@ class Submitter:
         run_ids: list[str] = []
         through_store: list[Submission] = []
         pending: list[tuple[Submission, asyncio.Future[None]]] = []
-        now = time.time()
         for position, (unnamed, compiled) in enumerate(prepared):
             accepted = None
             submission = unnamed if unnamed.run_id else self._named(unnamed)
             if not unnamed.run_id:
-                accepted = self._driver.intake.create(submission, compiled, now)
+                accepted = self._driver.intake.create(submission, compiled, time.time())
             if accepted is None:
                 through_store.append(submission)
             else:
@@ -106,7 +105,6 @@ class Submitter:
             run_ids.append(submission.run_id)
             if position % _CHUNK == _CHUNK - 1:
                 await asyncio.sleep(0)
-                now = time.time()
         return run_ids, through_store, pending
 
     async def _prepare(

@@ -141,8 +141,7 @@ class RunStore(RunReader):
             LimitExceeded: There is no room for all of them; none was accepted.
             InvalidPlan: One Plan breaks a rule; none was accepted.
         """
-        now = time.time()
-        encoded = [encode_submission(submission, now) for submission in submissions]
+        encoded = [encode_submission(submission, time.time()) for submission in submissions]
         if any(submission.after for submission in submissions):
             await self.check_predecessors(submissions)
         for tenant in {submission.tenant for submission in submissions}:
