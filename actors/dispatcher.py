@@ -1,10 +1,10 @@
 """From ready to running: the queues of one orchestrator and the slots it may use.
 
 Order: priority, then the older Run: what has begun goes on before something new begins, so that few Runs are
-under way at a time and a Step that ends hands its slot to the next of its Run. A suspect (its replicas died under it before, and once more would be once
-too often) runs alone on a replica, so that only the guilty one is counted: it waits until this orchestrator
-was given every slot of one, where no other can have an attempt then. Where the slots come from is the
-scheduler's business; this module only asks and uses.
+under way at a time and a Step that ends hands its slot to the next of its Run. A suspect (its replicas died
+under it before, and once more would be once too often) runs alone on a replica, so that only the guilty one
+is counted: it waits until this orchestrator was given every slot of one, where no other can have an attempt
+then. Where the slots come from is the scheduler's business; this module only asks and uses.
 """
 
 from __future__ import annotations
