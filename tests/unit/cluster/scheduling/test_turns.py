@@ -44,7 +44,7 @@ def started(found: Turns, now: float) -> list[str]:
 
 def test_gang_whose_turn_has_come_gets_the_next_devices_and_later_ones_wait() -> None:
     found = turns(2)
-    for each in (step("a", 1), step("b", 1), step("gang", 1, 2), step("late", 1, expected_s=None)):
+    for each in (step("a", 1), step("b", 1), step("gang", 1, 2), step("late", 1, at=0.5, expected_s=None)):
         found.push(each)
     assert started(found, 0) == ["a", "b"]
     found.end("a", 5)
@@ -74,7 +74,7 @@ def test_fraction_passes_on_a_device_that_is_partly_used() -> None:
 
 def test_cancelled_gang_gives_its_devices_back() -> None:
     found = turns(2)
-    for each in (step("a", 1), step("gang", 1, 2), step("late", 1, expected_s=None)):
+    for each in (step("a", 1), step("gang", 1, 2), step("late", 1, at=0.5, expected_s=None)):
         found.push(each)
     assert started(found, 0) == ["a"]
     assert found.cancel("gang", 1)
