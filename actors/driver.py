@@ -42,6 +42,7 @@ __all__ = ["Driver"]
 _log = structlog.get_logger("tutti.driver")
 _RETRY_PAUSE_S = 0.2
 _TICK_S = 0.02
+_UNDER_WAY = frozenset({RunStatus.RUNNING, RunStatus.RETRYING})
 _STILL_OURS = frozenset({cmd.EndRun, cmd.StopStep})  # all else is the next owner's to do
 
 
@@ -221,6 +222,7 @@ class Driver:
 
     async def _commit(self, taken: list[TakenBatch]) -> None:
         calls = [self.journal.encode(each.batch) for each in taken]
+        began = time.monotonic()
         while True:
             try:
                 replies = await self.journal.send(calls)
@@ -228,6 +230,7 @@ class Driver:
             except TuttiError as error:
                 _log.warning("commit not written, trying again", reason=error.message)
                 await asyncio.sleep(_RETRY_PAUSE_S)
+        self.figures.observe_commit(time.monotonic() - began)
         for each, reply in zip(taken, replies, strict=True):
             if reply < 0:
                 _refuse(each.accepted)
@@ -316,6 +319,13 @@ class Driver:
                 self.lose_attempts(keys, "its replica was gone when the Run was taken over")
             else:
                 self._spawn(self._find_attempts(link, keys))
+
+    @property
+    def num_running(self) -> int:
+        """Runs under way; it looks at every Run in memory."""
+        return sum(
+            run.record.status in _UNDER_WAY for each in self.partitions.values() for run in each.runs.values()
+        )
 
     def owns(self, run_id: str) -> bool:
         """Whether a Run belongs to a partition of ours."""

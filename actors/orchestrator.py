@@ -225,12 +225,13 @@ class Orchestrator:
         status = self.status()
         gauges = {
             "runs_loaded": status["runs"],
+            "runs_running": driver.num_running,
             "runs_parked": status["parked"],
             "steps_waiting": sum(status["waiting"].values()),
             "steps_running": sum(status["held"].values()),
             "partitions_owned": len(status["partitions"]),
         }
-        snapshot = orjson.dumps(driver.figures.snapshot(self._name, gauges))
+        snapshot = orjson.dumps(driver.figures.snapshot(self._name, gauges, status["waiting"]))
         waits = driver.dispatcher.waits_s(driver.figures.mean_s)
         with redis_errors_as_ours():
             pipe = self._journal.redis.pipeline(transaction=False)

@@ -151,6 +151,11 @@ def _compile_step(index: int, step: Step) -> CompiledStep:
         raise InvalidPlan(
             f"{where}: retry needs 0 <= max_retries <= 100, delays >= 0, multiplier >= 1", field=where
         )
+    if step.map is not None and not (isinstance(step.map, list) or _is_reference(step.map)):
+        raise InvalidPlan(f"{where}.map must be a list or a reference to one", field=where)
+    wanted = step.resources
+    if any(each is not None and each < 0 for each in (wanted.num_cpus, wanted.num_gpus, wanted.memory_bytes)):
+        raise InvalidPlan(f"{where}: resources must not be negative", field=where)
     items = compile_template(step.map, f"{where}.map") if step.map is not None else None
     when = compile_condition(step.when, f"{where}.when") if step.when is not None else None
     compiled = CompiledStep(index, step, compile_template(step.inputs, f"{where}.inputs"), items, when)
@@ -160,6 +165,10 @@ def _compile_step(index: int, step: Step) -> CompiledStep:
     if any(r.root in {"item", "index"} for r in outside):
         raise InvalidPlan(f"{where}: item and index exist only in inputs", field=where)
     return compiled
+
+
+def _is_reference(value: Json) -> bool:
+    return isinstance(value, dict) and set(value) == {"$ref"}
 
 
 def _needs(compiled: CompiledStep, index_by_name: dict[str, int]) -> set[int]:

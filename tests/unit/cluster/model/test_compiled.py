@@ -33,6 +33,14 @@ def nested_condition(depth: int) -> Any:
 A, B = {"name": "a"}, {"name": "b"}
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "map over a number": (
+        {"name": "p", "steps": [{"name": "a", "capability": "b", "map": 5}]},
+        "must be a list or a reference",
+    ),
+    "negative resources": (
+        {"name": "p", "steps": [{"name": "a", "capability": "b", "resources": {"num_gpus": -1}}]},
+        "must not be negative",
+    ),
     "not an object": ([], "Expected `object`"),
     "null": (None, "Expected `object`"),
     "no name": ({"steps": [{"name": "a", "capability": "c"}]}, "missing required field `name`"),
