@@ -151,6 +151,7 @@ class Device:
         free: Free shares.
         free_mib: Free memory; never asked where `total_mib` is 0.
         holders: Expected end by placement id; infinite where unknown.
+        last_end: The latest of them.
         reserved_for: Who alone may use it, apart from those who are gone in time.
         bucket: Where the index has it.
     """
@@ -161,6 +162,7 @@ class Device:
         "free_mib",
         "holders",
         "index",
+        "last_end",
         "node",
         "reserved_for",
         "since",
@@ -173,7 +175,7 @@ class Device:
         self.free_mib = self.total_mib = total_mib
         self.holders: dict[str, float] = {}
         self.reserved_for: Reservation | None = None
-        self.since = 0.0
+        self.since = self.last_end = 0.0
         self.bucket = -1
 
     def mib_for(self, bundle: Bundle) -> int:
@@ -198,8 +200,20 @@ class Device:
         """Expect when it is empty; what is overdue is thought to go on as long again as it went on so far."""
         if not self.holders:
             return now
-        last = max(self.holders.values())
+        last = self.last_end
         return last if last > now else now + max(now - self.since, 1.0)
+
+    def hold(self, request_id: str, ends_at: float, now: float) -> None:
+        """Note who has a part of it until when."""
+        self.holders[request_id] = max(self.holders.get(request_id, 0.0), ends_at)
+        self.last_end = max(self.last_end, ends_at) if len(self.holders) > 1 else ends_at
+        self.since = now
+
+    def let_go(self, request_id: str) -> None:
+        """Forget who had a part of it."""
+        # Two bundles of one gang may share a device: the first that goes takes the name along.
+        self.holders.pop(request_id, None)
+        self.last_end = max(self.holders.values()) if self.holders else 0.0
 
 
 class Node:

@@ -239,6 +239,9 @@ class Packer:
             return False
         part, on_one_node, in_all = footprint.part, footprint.on_one_node, footprint.in_all
         if part:
+            if len(footprint.shelves) == 1:
+                (shelf,) = footprint.shelves
+                return shelf.num_whole > 0 or shelf.max_part >= part
             return any(shelf.num_whole or shelf.max_part >= part for shelf in footprint.shelves)
         if on_one_node:
             for shelf in footprint.shelves:
@@ -388,8 +391,7 @@ class Packer:
             mib.append(device.mib_for(bundle))
             device.free -= shares
             device.free_mib -= mib[-1]
-            device.holders[request.request_id] = max(device.holders.get(request.request_id, 0.0), ends_at)
-            device.since = now
+            device.hold(request.request_id, ends_at, now)
             shelf.file(device)
         node.take(bundle)
         self.free_shares -= bundle.shares
@@ -401,8 +403,7 @@ class Packer:
             for device, mib in zip(each.devices, each.mib, strict=True):
                 device.free += each.shares
                 device.free_mib += mib
-                # Two bundles of one gang may share a device: the first that goes takes the name along.
-                device.holders.pop(request_id, None)
+                device.let_go(request_id)
                 shelf.file(device)
             each.node.take(each.bundle, -1)
             self.free_shares += each.bundle.shares

@@ -165,6 +165,7 @@ class Reservations:
         if request.expected_s is None or len(request.bundles) > 1 or bundle.num_devices != 1:
             return None
         ends_at = now + request.expected_s
+        shares = bundle.shares
         for reservation in self._reservations.values():
             if -math.inf < reservation.starts_at < now:
                 self._renew(reservation, now)
@@ -172,7 +173,8 @@ class Reservations:
                 continue
             for device in reservation.targets:
                 if (
-                    device.has_room(bundle)
+                    device.free >= shares
+                    and device.has_room(bundle)
                     and device.node.has_room(bundle)
                     and frozenset(bundle.labels) <= device.node.labels
                 ):
@@ -297,7 +299,11 @@ class Reservations:
 
 
 def _usable(node: Node, bundle: Bundle) -> list[Device]:
-    return [each for each in node.devices if each.reserved_for is None and each.is_large_enough(bundle)]
+    return [
+        each
+        for each in node.devices
+        if each.reserved_for is None and (not bundle.gpu_mib or each.is_large_enough(bundle))
+    ]
 
 
 def _offers(nodes: list[Node], bundle: Bundle, num: int, now: float) -> list[tuple[float, list[Device]]]:

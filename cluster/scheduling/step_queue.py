@@ -16,6 +16,7 @@ is re-sorted as time passes. The queue has no clock, starts nothing and knows no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 from heapq import heappop, heappush, heapreplace
@@ -29,6 +30,7 @@ __all__ = ["TOP_PRIORITY", "StepQueue"]
 
 TOP_PRIORITY = 100
 _NEVER = -1
+_AGE_PRECISION = 1 / 16
 
 
 class StepQueue:
@@ -69,6 +71,7 @@ class StepQueue:
         self._shut: Mapping[str, Reason] | Collection[str] = ()
         self._number = 0
         self._num_since_aged = aged_every
+        self._aged_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -271,18 +274,24 @@ class StepQueue:
         """Find the group whose turn it is."""
         while True:
             merged = 0
+            lanes = []
             for name, lane in self._lanes.items():
                 if lane.mask and name not in shut:
                     merged |= lane.mask
+                    lanes.append(lane)
             if not merged:
                 return None
             priority = merged.bit_length() - 1
-            if merged & (merged - 1) and self._num_since_aged >= self._aged_every - 1:
+            if (
+                merged & (merged - 1)
+                and self._num_since_aged >= self._aged_every - 1
+                and now >= self._aged_at
+            ):
                 priority = self._aged(merged, priority, now)
             best: tuple[float, float, int, Group] | None = None
             bit = 1 << priority
-            for name, lane in self._lanes.items():
-                if lane.mask & bit and name not in shut:
+            for lane in lanes:
+                if lane.mask & bit:
                     entry = self._peek(lane, priority)
                     if entry is not None and (best is None or entry[:3] < best[:3]):
                         best = entry
@@ -309,6 +318,9 @@ class StepQueue:
                 must_reach = reached
             elif reached >= must_reach and (best == top or level.aged_turn < best_turn):
                 best, best_turn = priority, level.aged_turn
+        if best == top:
+            # Nobody overtakes: that changes slowly, and asking every time would cost more than the answer.
+            self._aged_at = now + self._ageing_s * _AGE_PRECISION
         return best
 
     def _overtakes(self, group: Group) -> bool:

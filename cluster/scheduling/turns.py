@@ -1,9 +1,10 @@
 """Order and place together: whose turn it is, and where; what cannot go in its turn, and what may pass it.
 
 A gang whose turn has come and that does not fit gets devices of its own (see `reservations`). A single whole
-GPU needs none: the next one that frees is its own, because nothing that needs a whole GPU of its kind may
-pass it. Fractions may pass both, on devices that are partly used. The caller carries out what is answered and
-says what has ended.
+GPU needs none at first: the next one that frees is its own, because nothing that needs a whole GPU of its
+kind may pass it. Fractions may pass both, on devices that are partly used; where they keep every device so
+for `single_patience_s`, a single whole GPU gets a device of its own too. The caller carries out what is
+answered and says what has ended.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ class Turns:
     Args:
         queue: What waits.
         reservations: Where it can go.
+        single_patience_s: How long no whole GPU may free until a device is kept for who needs one, >= 0.
     """
 
-    def __init__(self, queue: StepQueue, reservations: Reservations) -> None:
+    def __init__(self, queue: StepQueue, reservations: Reservations, single_patience_s: float = 60.0) -> None:
         self.queue = queue
         self.reservations = reservations
+        self._single_patience_s = single_patience_s
         self._shut: dict[str, Reason] = {}
+        self._shut_parts: dict[str, Reason] = {}
+        self._whole_shut_at: float | None = None
         self._requests: dict[str, Request] = {}
         self._footprints: dict[str, Footprint] = {}
         self._behind: dict[str, tuple[str, ...]] = {}
@@ -67,7 +72,7 @@ class Turns:
             return self.queue.remove(step_id, now) is not None
         self.reservations.cancel(step_id)
         self.queue.end(step, now, 0.0)
-        self._shut.clear()
+        self._open_all()
         return True
 
     def end(self, step_id: str, now: float, used: float | None = None) -> tuple[Watcher, ...]:
@@ -98,23 +103,31 @@ class Turns:
             self._start_reserved(now, started)
         self._know_lanes()
         queue, shut = self.queue, self._shut
+        is_patient = self._whole_shut_at is None or now - self._whole_shut_at < self._single_patience_s
+        if not is_patient:
+            self._open_all()
         while (step := queue.front(now, shut)) is not None:
             request: Request = step.item
             found = self.reservations.place(request, now)
             if isinstance(found, Placement):
                 queue.take(step, now)
                 self._run(step, found, started)
+                self._shut_parts_again()
                 continue
-            if len(request.bundles) > 1 or request.bundles[0].num_whole > 1:
+            needs_whole = request.bundles[0].num_whole > 0
+            if len(request.bundles) > 1 or request.bundles[0].num_whole > (1 if is_patient else 0):
                 reservation = self.reservations.reserve(request, now)
                 if reservation is not None:
+                    is_patient = is_patient or needs_whole
                     queue.take(step, now)
                     self._reserved[request.request_id] = step
                     self._start_reserved(now, started)
                     continue
             shut[step.lane] = found
-            if request.bundles[0].num_whole and isinstance(found, CapacityShort):
+            if needs_whole and isinstance(found, CapacityShort):
                 self._shut_behind(step.lane, found)
+                if self._whole_shut_at is None:
+                    self._whole_shut_at = now
         return started
 
     def shut(self) -> dict[str, Reason]:
@@ -142,7 +155,9 @@ class Turns:
         packer = self.reservations.packer
         if packer.num_whole:
             # A whole GPU is free: whose turn it is must be asked anew, also of those who need more of them.
-            self._shut.clear()
+            parts = {lane: why for lane, why in self._shut.items() if self._footprints[lane].part}
+            self._open_all()
+            self._shut_parts = parts
             return
         for lane in tuple(self._shut):
             footprint = self._footprints[lane]
@@ -170,4 +185,18 @@ class Turns:
         step = self._reserved.pop(request.request_id)
         self.queue.end(step, now, 0.0)
         self.queue.push(step)
+        self._open_all()
+
+    def _open_all(self) -> None:
         self._shut.clear()
+        self._shut_parts = {}
+        self._whole_shut_at = None
+
+    def _shut_parts_again(self) -> None:
+        """Spare fractions the question where the device that freed is taken whole."""
+        packer = self.reservations.packer
+        if self._shut_parts and not packer.num_whole:
+            for lane, reason in self._shut_parts.items():
+                if not packer.may_fit(self._footprints[lane]):
+                    self._shut[lane] = reason
+            self._shut_parts = {}

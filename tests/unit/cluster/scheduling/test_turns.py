@@ -72,6 +72,24 @@ def test_fraction_passes_on_a_device_that_is_partly_used() -> None:
     assert started(found, 0) == ["a", "b"]
 
 
+def test_whole_gpu_is_not_starved_by_fractions_that_refill_every_device() -> None:
+    found = turns(2)
+    for number in range(4):
+        found.push(step(f"0-{number}", 0.5))
+    found.push(step("whole", 1))
+    running = started(found, 0)
+    for moment in range(1, 200):
+        now = float(moment)
+        for number in range(2):
+            found.push(step(f"{moment}-{number}", 0.5, at=now))
+        found.end(running.pop(moment % 3), now)
+        running += started(found, now)
+        if "whole" in running:
+            assert moment >= 60
+            return
+    raise AssertionError("it never started")
+
+
 def test_cancelled_gang_gives_its_devices_back() -> None:
     found = turns(2)
     for each in (step("a", 1), step("gang", 1, 2), step("late", 1, at=0.5, expected_s=None)):
