@@ -11,7 +11,7 @@ import typer
 from ray.exceptions import RayError
 from rich.console import Console
 
-from benchmarks import engine, footprint, http, recovery
+from benchmarks import engine, footprint, http, recovery, simulation
 from benchmarks.conditions import conditions, loadavg
 from benchmarks.report import Figure, as_json, print_report
 from benchmarks.work import Effort, MeasurementFailed
@@ -29,6 +29,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], _Group], ...] = (
     (http.FIGURES, http.measure),
     (recovery.FIGURES, recovery.measure),
     (footprint.FIGURES, footprint.measure),
+    (simulation.FIGURES, simulation.measure),
 )
 
 
