@@ -8,7 +8,7 @@ commit is checked once more. The packer decides and counts; it reserves nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import chain
 from typing import NamedTuple
@@ -266,7 +266,7 @@ class Packer:
             held = self._on_one_node(request, now)
             if held is not None or strategy is Strategy.STRICT_PACK:
                 return held
-        used: set[Node] = set()
+        used: dict[Node, None] = {}
         found: list[Held] = []
         num_left = sum(bundle.num_whole for bundle in bundles)
         for bundle in bundles:
@@ -281,7 +281,7 @@ class Packer:
                 self._undo(request.request_id, found)
                 return None
             found.append(self.commit(request, bundle, *spot, now))
-            used.add(spot[0])
+            used[spot[0]] = None
         return found
 
     def _on_one_node(self, request: Request, now: float) -> list[Held] | None:
@@ -305,8 +305,8 @@ class Packer:
         self,
         bundle: Bundle,
         *,
-        among: set[Node] | None = None,
-        avoiding: set[Node] | frozenset[Node] = frozenset(),
+        among: Collection[Node] | None = None,
+        avoiding: Collection[Node] = (),
         num_left: int = 0,
     ) -> tuple[Node, tuple[Device, ...]] | None:
         """Find the best place of one bundle.

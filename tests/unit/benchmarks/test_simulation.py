@@ -1,4 +1,4 @@
-"""The simulation is what it says: the same seed, the same decisions; and the trace has the shape it promises."""
+"""The simulation is what it says: same seed, same decisions; and the trace has the shape it promises."""
 
 from __future__ import annotations
 
