@@ -261,7 +261,9 @@ class Reservations:
         if len(request.bundles) > 1 and request.strategy is not Strategy.STRICT_PACK:
             if bundle.num_devices == 1 and request.strategy is not Strategy.STRICT_SPREAD:
                 everywhere = [device for node in nodes for device in _usable(node, bundle)]
-                chosen = nsmallest(needed, everywhere, key=lambda device: device.busy_until(now))
+                chosen = nsmallest(
+                    needed, everywhere, key=lambda d: d.last_end if d.last_end > now else d.busy_until(now)
+                )
                 return chosen if len(chosen) == needed else None
             offers = sorted(_offers(nodes, bundle, bundle.num_devices, now), key=lambda offer: offer[0])
             if len(offers) < len(request.bundles):
@@ -310,10 +312,15 @@ def _offers(nodes: list[Node], bundle: Bundle, num: int, now: float) -> list[tup
     """Ask each node for the devices that it could free first, and when the last of them would be."""
     offers = []
     for node in nodes:
-        devices = _usable(node, bundle)
-        if len(devices) >= num:
-            ends = sorted((each.busy_until(now), each.index) for each in devices)[:num]
-            offers.append((ends[-1][0], [node.devices[index] for _, index in ends]))
+        ends = [
+            # Said here and not only in busy_until, because all devices of all nodes are asked.
+            (each.last_end if each.last_end > now else each.busy_until(now), each.index)
+            for each in node.devices
+            if each.reserved_for is None and (not bundle.gpu_mib or each.is_large_enough(bundle))
+        ]
+        if len(ends) >= num:
+            ends.sort()
+            offers.append((ends[num - 1][0], [node.devices[index] for _, index in ends[:num]]))
     return offers
 
 

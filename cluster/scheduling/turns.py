@@ -102,13 +102,13 @@ class Turns:
                 self._requeue(late, now)
             self._start_reserved(now, started)
         self._know_lanes()
-        queue, shut = self.queue, self._shut
+        queue, reservations, shut = self.queue, self.reservations, self._shut
         is_patient = self._whole_shut_at is None or now - self._whole_shut_at < self._single_patience_s
         if not is_patient:
             self._open_all()
         while (step := queue.front(now, shut)) is not None:
             request: Request = step.item
-            found = self.reservations.place(request, now)
+            found = reservations.place(request, now)
             if isinstance(found, Placement):
                 queue.take(step, now)
                 self._run(step, found, started)
@@ -116,7 +116,7 @@ class Turns:
                 continue
             needs_whole = request.bundles[0].num_whole > 0
             if len(request.bundles) > 1 or request.bundles[0].num_whole > (1 if is_patient else 0):
-                reservation = self.reservations.reserve(request, now)
+                reservation = reservations.reserve(request, now)
                 if reservation is not None:
                     is_patient = is_patient or needs_whole
                     queue.take(step, now)
