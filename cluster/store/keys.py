@@ -24,6 +24,9 @@ the tag, and scripts declare all their keys, so that Redis Cluster stays possibl
 | tutti:metrics:ingress | hash replica to counts | 15 s | ingress replicas |
 | tutti:durations | hash capability to mean seconds | permanent | orchestrators |
 | tutti:ledger | hash replica id to entry | permanent | scheduler |
+| tutti:pools | hash pool to declaration, "" where removed | permanent | ingress |
+| tutti:limits | hash key to declaration, "" where removed | permanent | ingress |
+| tutti:capacity | string, what there is and who has it | 15 s | scheduler |
 | tutti:format | string, version of this layout | permanent | whoever is first |
 
 Channels: tutti:{p}:wake carries run ids with new events, tutti:{p}:verdicts carries `command_id verdict`.
@@ -34,14 +37,18 @@ from __future__ import annotations
 from binascii import crc32
 
 __all__ = [
+    "CAPACITY",
+    "CAPACITY_TTL_S",
     "DURATIONS",
     "FORMAT",
     "FORMAT_VERSION",
     "INGRESS_METRICS",
     "LEDGER",
+    "LIMITS",
     "METRICS_TTL_S",
     "ORCHESTRATORS",
     "PERMANENT",
+    "POOLS",
     "RUN_HASHES",
     "VERDICT_TTL_S",
     "WATCHERS_TTL_S",
@@ -54,16 +61,20 @@ FORMAT_VERSION = "2"
 VERDICT_TTL_S = 60
 WATCHERS_TTL_S = 30 * 86_400
 METRICS_TTL_S = 15
+CAPACITY_TTL_S = 15
 
 ORCHESTRATORS = "tutti:orchestrators"
 DURATIONS = "tutti:durations"
 INGRESS_METRICS = "tutti:metrics:ingress"
 LEDGER = "tutti:ledger"
+POOLS = "tutti:pools"
+LIMITS = "tutti:limits"
+CAPACITY = "tutti:capacity"
 FORMAT = "tutti:format"
 
 PERMANENT = (
     r"tutti:\{\d+\}:(owner|inbox|outbox|active|totals|tenants|index:.*|webhooks|webhooks_due|webhooks_dead)",
-    r"tutti:(orchestrators|durations|ledger|format)",
+    r"tutti:(orchestrators|durations|ledger|pools|limits|format)",
 )
 """Patterns of keys that may live without a TTL; `run` and `events` keys may too while their Run has not
 ended.
