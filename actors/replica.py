@@ -13,6 +13,7 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,10 +180,10 @@ class Replica:
             left_s = deadline - time.monotonic()
             if new or turn != mailbox.waiter or left_s <= 0:
                 return encode(Reports(new))
-            try:
-                await asyncio.wait_for(mailbox.news.wait(), left_s)
-            except TimeoutError:
-                continue
+            # Not wait_for: before Python 3.12 it begins to listen a moment later, and misses what comes then.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await mailbox.news.wait()
 
     async def adopt(self, caller: str, seen: int, keys: list[AttemptKey]) -> list[AttemptKey]:
         """Give the attempts to another orchestrator, the owner of their Runs now.
