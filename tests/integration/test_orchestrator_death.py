@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.model.plan import Submission
+from cluster.model.plan import Plan, Step, Submission
 from tests.integration.plans import check_sound, check_story, mixed_load, one_step
 from tests.integration.running_service import RunningService, eventually
 
@@ -117,6 +117,31 @@ def test_owner_that_sleeps_past_its_lease_changes_nothing_when_it_wakes_up(
     more = mixed_load(50)
     service.submit_all(more)
     check_all(service, more)
+
+
+def test_owner_that_wakes_up_to_an_old_report_starts_nothing_that_is_not_its_own_any_more(
+    service: RunningService, tmp_path: Path
+) -> None:
+    """Steps end while it sleeps and still has its lease; what follows is for the next owner to start."""
+    log = tmp_path / "began"
+    first = Step(name="a", capability="nap", inputs={"seconds": 1.5, "log": str(log)})
+    then = Step(name="b", capability="nap", inputs={"seconds": 0.1, "log": str(log)}, needs=("a",))
+    plan = Plan(name="two naps", steps=(first, then))
+    load = [Submission(run_id=f"two-naps-{n}", plan=plan) for n in range(8)]
+    sleeper = service.orchestrator_status(0)
+    service.submit_all(load)
+    eventually(lambda: log.exists() and len(log.read_text().splitlines()) == 8, "all first naps began")
+
+    with stopped(sleeper["pid"]):
+        service.await_ended([each.run_id for each in load])
+        assert any(service.names_of(each.run_id).partition in sleeper["partitions"] for each in load)
+
+    eventually(
+        lambda: len(service.orchestrator_status(0)["partitions"]) == service.settings.num_partitions // 2,
+        "it is useful again",
+    )
+    service.await_nothing_left()
+    assert len(log.read_text().splitlines()) == 16, "it started a step that was not its own any more"
 
 
 def test_owner_that_sleeps_while_its_runs_work_on_is_not_missed(service: RunningService) -> None:

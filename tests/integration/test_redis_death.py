@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from tests.integration.plans import check_sound, mixed_load, one_step
 from tests.integration.running_service import RunningService, eventually
@@ -75,3 +76,28 @@ def test_replica_that_dies_while_redis_is_away_is_replaced_when_it_is_back(servi
     for view in service.views(naps).values():
         assert view.status == "succeeded", view.error
         assert view.steps[0].attempt == 2
+
+
+def test_report_that_came_while_redis_was_away_survives_the_death_of_who_received_it(
+    service: RunningService, tmp_path: Path
+) -> None:
+    """A replica may forget a report when its effect is written, not when it has arrived."""
+    log = tmp_path / "began"
+    short = [service.submit(one_step("nap", {"seconds": 1.5, "log": str(log)})) for _ in range(4)]
+    # They keep the lines busy: an acknowledgement travels with the next call.
+    long = [service.submit(one_step("nap", {"seconds": 9.0, "log": str(log)})) for _ in range(4)]
+    eventually(lambda: log.exists() and len(log.read_text().splitlines()) == 8, "all naps began")
+
+    service.redis_server.kill()
+    eventually(lambda: num_held(service) == len(long), "the reports of the short ones have come")
+    for status in service.statuses():
+        service.kill(status["pid"])
+    assert service.redis_server.restart_if_dead()
+
+    service.await_ended([*short, *long])
+    assert [view.steps[0].attempt for view in service.views([*short, *long]).values()] == [1] * 8
+    assert len(log.read_text().splitlines()) == 8, "an agent worked twice"
+
+
+def num_held(service: RunningService) -> int:
+    return sum(sum(status["held"].values()) for status in service.statuses())

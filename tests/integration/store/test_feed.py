@@ -221,6 +221,11 @@ async def serve_commands(owner: TestOwner, count: int) -> None:
         await owner.commit()
 
 
+def calls_of_scripts(client: sync_redis.Redis) -> int:
+    statistics = client.info("commandstats")
+    return sum(statistics.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
 async def test_command_is_answered_by_the_owners_verdict(store: RunStore, open_owner: OpenOwner) -> None:
     run_id, owner = await begin(store, open_owner)
     serving = asyncio.create_task(serve_commands(owner, 1))
@@ -245,14 +250,18 @@ async def test_same_command_id_again_gets_the_same_verdict_and_acts_once(
 
 
 async def test_same_command_id_sent_at_once_by_many_is_carried_out_once(
-    store: RunStore, open_store: OpenStore, open_owner: OpenOwner
+    store: RunStore, open_store: OpenStore, open_owner: OpenOwner, client: sync_redis.Redis
 ) -> None:
     run_id, owner = await begin(store, open_owner)
     stores = [store, open_store(), open_store()]
+    num_entries = client.xlen("tutti:{0}:inbox")
+    num_calls = calls_of_scripts(client)
     waiting = [
         asyncio.create_task(stores[n % 3].command(run_id, None, "cancel", command_id="c-1"))
         for n in range(12)
     ]
+    await until(lambda: calls_of_scripts(client) >= num_calls + 12)
+    assert client.xlen("tutti:{0}:inbox") == num_entries + 1
     await serve_commands(owner, 1)
     await asyncio.wait_for(asyncio.gather(*waiting), 5.0)
     assert await owner.read() == 0
