@@ -234,7 +234,7 @@ class Driver:
         for each, reply in zip(taken, replies, strict=True):
             if reply < 0:
                 _refuse(each.accepted)
-                self.lose(each.partition, "its epoch is over")
+                self.lose(each.partition, "its epoch is over, or the store has lost commits")
                 continue
             for accepted in each.accepted:
                 if not accepted.done():

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from cluster.model.plan import Submission
 from tests.integration.plans import check_sound, mixed_load
 from tests.integration.running_service import RunningService, eventually
@@ -36,10 +34,6 @@ def test_kill_of_redis_under_load_loses_nothing_that_was_accepted(service: Runni
         assert after[run_id][: len(known)] == known
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="until their next renewal owners commit on top of what the store has lost",
-)
 def test_power_cut_takes_the_last_moments_whole_and_nothing_else(service: RunningService) -> None:
     """The tail of the file that was never synced is gone; all that was later is as if it had never been."""
     load = mixed_load(400, longest_s=2.0)

@@ -1,22 +1,26 @@
 -- Write one batch of transitions of one partition: all of it under the owner's epoch, or nothing.
 -- KEYS  1 owner  2 inbox  3 active  4 totals  5 tenants  6 outbox  7 webhooks  8 webhooks_due,
 --       then for each creation: index; then for each Run: run, events, watchers; then for each verdict: verdict
--- ARGV  1 epoch  2 commit number (a repeated one was written before)  3 inbox id to trim to, or ''
+-- ARGV  1 epoch  2 commit number (a repeated one was written before; a gap means that the store has lost some)  3 inbox id to trim to, or ''
 --       4 number of creations  5 number of Runs  6 number of verdicts  7 wake channel  8 verdict channel,
 --       then for each creation: run_id, tenant, created_at (its Run's hash fields come with the Runs),
 --       then for each Run:
 --         run_id, number of hash fields, field, value, …, number of stream entries, last event's seq, events, …,
 --         status if it ended now or '', and if it ended: tenant, retention ms, ended_at, webhook (JSON) or ''
 --       then for each verdict: command_id, text, TTL ms
--- reply -1 stale epoch, nothing written | number of messages put into the outbox; for a repeated batch, whose first
+-- reply -1 stale epoch or a gap, nothing written | number of messages put into the outbox; for a repeated batch, whose first
 --       reply may be lost, the number of all that wait there
 -- Events of a Run may pass no number of arguments that unpack cannot hold, so long lists go in slices.
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'commit', 'owner')
 if held[1] ~= ARGV[1] then
   return -1
 end
-if tonumber(held[2] or '0') >= tonumber(ARGV[2]) then
+local last = tonumber(held[2] or '0')
+if last >= tonumber(ARGV[2]) then
   return redis.call('XLEN', KEYS[6])
+end
+if last ~= tonumber(ARGV[2]) - 1 then
+  return -1
 end
 -- A server at its memory limit refuses what adds, unless the script has written before: an accepted Run must
 -- be able to end there, or nothing would ever be freed. What is new is refused by submit.lua and its callers.
