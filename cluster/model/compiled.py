@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,13 +21,38 @@ from cluster.model.references import (
     compile_template,
 )
 
-__all__ = ["MAX_STEPS", "CompiledPlan", "CompiledStep", "compile_plan", "decode_plan", "encode_plan"]
+__all__ = [
+    "MAX_KEYS",
+    "MAX_STEPS",
+    "CompiledPlan",
+    "CompiledStep",
+    "Wish",
+    "compile_plan",
+    "decode_plan",
+    "encode_plan",
+]
 
 MAX_STEPS = 10_000
+MAX_KEYS = 8
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _CAPABILITY = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
+_MODEL = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}\Z")
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Plan)
+
+
+class Wish(NamedTuple):
+    """What decides which pools may execute a Step; equal for all Steps that ask for the same.
+
+    Attributes:
+        num_cpus, num_gpus, memory_bytes: What a replica must have at least; 0 where it does not matter.
+    """
+
+    capability: str
+    model: str = ""
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    memory_bytes: int = 0
 
 
 class CompiledStep:
@@ -39,9 +65,10 @@ class CompiledStep:
         inputs: Template of the agent's input.
         items: Template of the list to map over, or None.
         when: Condition, or None.
+        wish: What it asks of a pool.
     """
 
-    __slots__ = ("dependents", "index", "inputs", "items", "needs", "step", "when")
+    __slots__ = ("dependents", "index", "inputs", "items", "needs", "step", "when", "wish")
 
     def __init__(
         self, index: int, step: Step, inputs: Template, items: Template | None, when: Condition | None
@@ -49,6 +76,10 @@ class CompiledStep:
         self.index, self.step, self.inputs, self.items, self.when = index, step, inputs, items, when
         self.needs: tuple[int, ...] = ()
         self.dependents: list[int] = []
+        asked = step.resources
+        self.wish = Wish(
+            step.capability, step.model, asked.num_cpus or 0.0, asked.num_gpus or 0.0, asked.memory_bytes or 0
+        )
 
 
 class CompiledPlan:
@@ -153,9 +184,7 @@ def _compile_step(index: int, step: Step) -> CompiledStep:
         )
     if step.map is not None and not (isinstance(step.map, list) or _is_reference(step.map)):
         raise InvalidPlan(f"{where}.map must be a list or a reference to one", field=where)
-    wanted = step.resources
-    if any(each is not None and each < 0 for each in (wanted.num_cpus, wanted.num_gpus, wanted.memory_bytes)):
-        raise InvalidPlan(f"{where}: resources must not be negative", field=where)
+    _check_demands(step, where)
     items = compile_template(step.map, f"{where}.map") if step.map is not None else None
     when = compile_condition(step.when, f"{where}.when") if step.when is not None else None
     compiled = CompiledStep(index, step, compile_template(step.inputs, f"{where}.inputs"), items, when)
@@ -165,6 +194,25 @@ def _compile_step(index: int, step: Step) -> CompiledStep:
     if any(r.root in {"item", "index"} for r in outside):
         raise InvalidPlan(f"{where}: item and index exist only in inputs", field=where)
     return compiled
+
+
+def _check_demands(step: Step, where: str) -> None:
+    """Check what a Step asks of pools and limits."""
+    wanted = step.resources
+    amounts = (wanted.num_cpus, wanted.num_gpus, wanted.memory_bytes)
+    if any(each is not None and each < 0 for each in amounts):
+        raise InvalidPlan(f"{where}: resources must not be negative", field=where)
+    if step.model and not _MODEL.match(step.model):
+        raise InvalidPlan(f"{where}: model {step.model!r} must match {_MODEL.pattern}", field=where)
+    if len(step.keys) > MAX_KEYS:
+        raise InvalidPlan(f"{where}: {len(step.keys)} keys, at most {MAX_KEYS}", field=where)
+    for key in step.keys:
+        if not _CAPABILITY.match(key):
+            raise InvalidPlan(f"{where}: key {key!r} must match {_CAPABILITY.pattern}", field=where)
+        if key.startswith(("tenant:", "capability:")):
+            raise InvalidPlan(f"{where}: key {key!r}: every Step has this kind by itself", field=where)
+    if len(set(step.keys)) < len(step.keys):
+        raise InvalidPlan(f"{where}: a key stands twice", field=where)
 
 
 def _is_reference(value: Json) -> bool:

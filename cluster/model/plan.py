@@ -45,7 +45,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 class ResourceRequest(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """What one execution needs. None means: whatever the pool gives."""
+    """What the replica that executes must have at least. None means: whatever the pool gives."""
 
     num_cpus: float | None = None
     num_gpus: float | None = None
@@ -66,7 +66,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         retry: Backoff for retryable errors.
         timeout_s: Limit of one attempt in seconds, > 0; None means the setting `step_timeout_s`.
         optional: A failure does not fail the Run; dependents see null.
-        resources: What one execution needs.
+        resources: What the replica that executes it must have; the smallest pool that has it is taken.
+        model: The model it works with, "" for none: replicas that have it loaded are preferred.
+        keys: Concurrency and rate keys of the user's own, `[A-Za-z0-9_.:-]{1,128}`, at most 8: what is
+            declared for them limits all Steps that name them, whatever their Run.
     """
 
     name: str
@@ -79,6 +82,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     timeout_s: float | None = None
     optional: bool = False
     resources: ResourceRequest = ResourceRequest()
+    model: str = ""
+    keys: tuple[str, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

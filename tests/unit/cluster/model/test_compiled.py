@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import InvalidPlan
-from cluster.model.compiled import MAX_STEPS, compile_plan, decode_plan, encode_plan
+from cluster.model.compiled import MAX_STEPS, Wish, compile_plan, decode_plan, encode_plan
 from cluster.model.plan import Plan, RetryPolicy, Step
 from cluster.model.references import MAX_DEPTH
 
@@ -41,6 +41,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"name": "p", "steps": [{"name": "a", "capability": "b", "resources": {"num_gpus": -1}}]},
         "must not be negative",
     ),
+    "model with a space": (plan_of({"name": "a", "model": "big model"}), "model 'big model' must match"),
+    "long model": (plan_of({"name": "a", "model": "m" * 201}), "must match"),
+    "key with a star": (plan_of({"name": "a", "keys": ["user-*"]}), "key 'user-*' must match"),
+    "empty key": (plan_of({"name": "a", "keys": [""]}), "key '' must match"),
+    "too many keys": (plan_of({"name": "a", "keys": [f"k{n}" for n in range(9)]}), "9 keys, at most 8"),
+    "doubled key": (plan_of({"name": "a", "keys": ["k", "k"]}), "a key stands twice"),
+    "key of a tenant": (plan_of({"name": "a", "keys": ["tenant:acme"]}), "every Step has this kind"),
+    "key of a capability": (plan_of({"name": "a", "keys": ["capability:x"]}), "every Step has this kind"),
     "not an object": ([], "Expected `object`"),
     "null": (None, "Expected `object`"),
     "no name": ({"steps": [{"name": "a", "capability": "c"}]}, "missing required field `name`"),
@@ -158,3 +166,15 @@ def test_equal_plans_compile_once() -> None:
 def test_plan_of_the_greatest_size_compiles() -> None:
     chain = [{"name": "s0"}, *({"name": f"s{n}", "needs": [f"s{n - 1}"]} for n in range(1, MAX_STEPS))]
     assert len(compile_plan(plan_of(*chain)).steps) == MAX_STEPS
+
+
+def test_step_knows_what_it_asks_of_a_pool() -> None:
+    asked = {
+        "resources": {"num_gpus": 0.5, "memory_bytes": 10},
+        "model": "org/m:7b@2",
+        "keys": ["user-1", "k"],
+    }
+    (plain, wishful) = compile_plan(plan_of(A, {**B, **asked})).steps
+    assert plain.wish == Wish("c")
+    assert wishful.wish == Wish("c", "org/m:7b@2", 0.0, 0.5, 10)
+    assert wishful.step.keys == ("user-1", "k")
