@@ -12,7 +12,6 @@ Source: Lifka, "The ANL/IBM SP Scheduling System", JSSPP 1995 (EASY).
 from __future__ import annotations
 
 import math
-from heapq import nsmallest
 
 from cluster.scheduling.devices import SHARES_PER_GPU, Bundle, Device, Node
 from cluster.scheduling.packing import Footprint, Packer, Placement, Request, Short, Strategy
@@ -261,9 +260,9 @@ class Reservations:
         if len(request.bundles) > 1 and request.strategy is not Strategy.STRICT_PACK:
             if bundle.num_devices == 1 and request.strategy is not Strategy.STRICT_SPREAD:
                 everywhere = [device for node in nodes for device in _usable(node, bundle)]
-                chosen = nsmallest(
-                    needed, everywhere, key=lambda d: d.last_end if d.last_end > now else d.busy_until(now)
-                )
+                ends = [d.last_end if d.last_end > now else d.busy_until(now) for d in everywhere]
+                first = sorted(zip(ends, range(len(ends)), strict=True))[:needed]
+                chosen = [everywhere[index] for _, index in first]
                 return chosen if len(chosen) == needed else None
             offers = sorted(_offers(nodes, bundle, bundle.num_devices, now), key=lambda offer: offer[0])
             if len(offers) < len(request.bundles):

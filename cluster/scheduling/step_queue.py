@@ -72,6 +72,7 @@ class StepQueue:
         self._number = 0
         self._num_since_aged = aged_every
         self._aged_at = -math.inf
+        self._num_changes = self._open_mask = 0
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -96,6 +97,7 @@ class StepQueue:
         if not 0 <= priority <= TOP_PRIORITY:
             raise ValueError(f"priority must be 0 to 100, not {priority}")
         self._steps[step.step_id] = step
+        self._num_changes += 1
         group = self._groups.get((step.tenant, priority, step.lane)) or self._open_group(step)
         line = group.lines.get(step.keys)
         if line is None:
@@ -171,7 +173,7 @@ class StepQueue:
             first = self._choose(now, self._shut, None)
             affinity.note(first is not group and step.lane == affinity.lane, now)
         self._num_since_aged += 1
-        if self._overtakes(group):
+        if self._open_mask >> (group.level.priority + 1):
             self._num_since_aged = 0
             self._number += 1
             group.level.aged_turn = self._number
@@ -210,6 +212,7 @@ class StepQueue:
             used: What it really used, >= 0; 0 for one that is queued again.
         """
         level = self._levels.get(step.priority)
+        self._num_changes += 1
         if level is not None:
             level.share.settle(step.tenant, used - step.cost)
 
@@ -281,6 +284,7 @@ class StepQueue:
                     lanes.append(lane)
             if not merged:
                 return None
+            self._open_mask = merged
             priority = merged.bit_length() - 1
             if (
                 merged & (merged - 1)
@@ -290,9 +294,10 @@ class StepQueue:
                 priority = self._aged(merged, priority, now)
             best: tuple[float, float, int, Group] | None = None
             bit = 1 << priority
+            key = (self._num_changes, priority)
             for lane in lanes:
                 if lane.mask & bit:
-                    entry = self._peek(lane, priority)
+                    entry = lane.first if lane.first_key == key else self._peek(lane, priority)
                     if entry is not None and (best is None or entry[:3] < best[:3]):
                         best = entry
             if best is None:
@@ -323,11 +328,6 @@ class StepQueue:
             self._aged_at = now + self._ageing_s * _AGE_PRECISION
         return best
 
-    def _overtakes(self, group: Group) -> bool:
-        """Whether a group goes before a higher level."""
-        above = group.level.priority + 1
-        return any(lane.mask >> above and name not in self._shut for name, lane in self._lanes.items())
-
     def _peek(self, lane: Lane, priority: int) -> tuple[float, float, int, Group] | None:
         """Clean a heap and return its first entry: (tag, order, number, group)."""
         heap = lane.heaps[priority]
@@ -345,6 +345,7 @@ class StepQueue:
             elif account.tag > tag or real > order:
                 heapreplace(heap, (account.tag, real, number, group))
             else:
+                lane.first, lane.first_key = entry, (self._num_changes, priority)
                 return entry
         lane.mask &= ~(1 << priority)
         return None
@@ -365,6 +366,7 @@ class StepQueue:
     def _ready_line(self, line: Line, order: float) -> None:
         """Enter a line's first step into its group, and the group into its lane where that is new there."""
         group = line.group
+        self._num_changes += 1
         self._number += 1
         line.entry = self._number
         heappush(group.ready, (order, line.entry, line))
@@ -399,6 +401,7 @@ class StepQueue:
         if line is None:
             return
         group = line.group
+        self._num_changes += 1
         del self._steps[step.step_id]
         step.line = None
         line.num -= 1
@@ -422,6 +425,7 @@ class StepQueue:
             self._lanes.pop(group.lane.name, None)
 
     def _park_group(self, group: Group, reason: QuotaReached | RateReached) -> None:
+        self._num_changes += 1
         group.parked_under, group.reason = reason.key, reason
         self._parked_groups.setdefault(reason.key, {})[group] = None
         self._leave(group)
@@ -429,6 +433,7 @@ class StepQueue:
 
     def _park_line(self, line: Line, reason: QuotaReached | RateReached, now: float) -> None:
         group = line.group
+        self._num_changes += 1
         order = line.order()
         heappop(group.ready)
         line.entry = _NEVER
@@ -458,6 +463,7 @@ class StepQueue:
 
     def wake(self, key: str, now: float) -> bool:
         """Look again at what waits for a key; return whether something still does. See `limits.Watcher`."""
+        self._num_changes += 1
         for group in self._parked_groups.pop(key, ()):
             group.parked_under, group.reason = "", None
             order = group.order()
