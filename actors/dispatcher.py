@@ -25,6 +25,7 @@ __all__ = ["Dispatcher", "Ready"]
 
 _MAX_CRASHES = 3
 _NOTICEABLE_S = 1.0
+_PRIORITY = 50
 
 
 class Ready(NamedTuple):
@@ -118,7 +119,8 @@ class Dispatcher:
         for link in self.links.values():
             if link.exclusive:
                 suspects[link.entry.pool] = suspects.get(link.entry.pool, 0) + 1
-        return Needs(self.demand(), self.in_use(), suspects)
+        demand = {capability: {_PRIORITY: count} for capability, count in self.demand().items()}
+        return Needs(demand, self.in_use(), suspects)
 
     def is_suspect(self, capability: str, crashes: int) -> bool:
         """Whether one more crash would quarantine a StepRun that has been under `crashes` of them."""

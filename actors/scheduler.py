@@ -61,7 +61,7 @@ class _Claimant:
 
     def waiting(self, pool: _Pool) -> int:
         """Count what waits for a pool."""
-        return sum(self.needs.demand.get(capability, 0) for capability in pool.capabilities)
+        return sum(sum(self.needs.demand.get(capability, {}).values()) for capability in pool.capabilities)
 
     def used(self, replica_id: str) -> int:
         """Count what runs on a replica."""
@@ -190,8 +190,7 @@ class Scheduler:
 
     async def replica_pid(self, replica_id: str) -> int:
         """Return a replica's process id, for operators and tests."""
-        answer = await handles.start_replica_check(self._replicas[replica_id].handle)
-        return int(answer["pid"])
+        return int((await handles.start_replica_check(self._replicas[replica_id].handle))["pid"])
 
     async def _reconcile(self) -> None:
         """Take back what the ledger and Ray both know; free what only one of them does."""
@@ -272,6 +271,7 @@ class Scheduler:
                 pool.spec.concurrency,
                 pool.spec.max_replicas * pool.spec.concurrency,
                 pool.trouble,
+                pool.spec,
             )
             for name, pool in self._pools.items()
         )
