@@ -13,6 +13,7 @@ import msgspec
 __all__ = [
     "AgentsUnavailable",
     "ApprovalMissing",
+    "BackingOff",
     "BehindOthers",
     "CapacityShort",
     "DependencyUnfinished",
@@ -21,9 +22,13 @@ __all__ = [
     "NoPool",
     "NoWorker",
     "NodeTooSmall",
+    "OwnerFull",
+    "Paused",
     "QuotaReached",
     "RateReached",
     "Reason",
+    "ReplicaMissing",
+    "StepWait",
     "Waits",
 ]
 
@@ -148,6 +153,33 @@ class DependencyUnfinished(Waits, frozen=True, tag="dependency"):
         return f"It needs {', '.join(self.names)}, not ended yet."
 
 
+class BackingOff(Waits, frozen=True, tag="backoff"):
+    """An attempt failed and is repeated after a pause."""
+
+    num_failures: int
+    _SENTENCE: ClassVar[str] = "It is tried again after {num_failures} failed attempts"
+
+
+class Paused(Waits, frozen=True, tag="paused"):
+    """Somebody paused the Run."""
+
+    _SENTENCE: ClassVar[str] = "The Run is paused until it is resumed"
+
+
+class OwnerFull(Waits, frozen=True, tag="parked"):
+    """The Run waits for room in its owner's memory."""
+
+    max_loaded_runs: int
+    _SENTENCE: ClassVar[str] = "The Run waits behind the {max_loaded_runs} Runs that its owner looks after"
+
+
+class ReplicaMissing(Waits, frozen=True, tag="replica_missing"):
+    """No replica of the pool is ready; one is being started, or will be."""
+
+    pool: str
+    _SENTENCE: ClassVar[str] = "No replica of pool {pool} is ready yet"
+
+
 class ApprovalMissing(Waits, frozen=True, tag="approval"):
     """Somebody must approve."""
 
@@ -185,7 +217,31 @@ Reason = (
     | LabelMissing
     | NodeTooSmall
     | DependencyUnfinished
+    | BackingOff
+    | Paused
+    | OwnerFull
+    | ReplicaMissing
     | ApprovalMissing
     | NoWorker
 )
 """Any of them; `msgspec.json.decode(data, type=Reason)` reads one back."""
+
+
+class StepWait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a StepRun waits, for readers.
+
+    Attributes:
+        step: Name of the Step; "" where the whole Run waits.
+        item: Index of the mapped item, or -1.
+        reason: From the decision that lets it wait.
+        sentence: The same for people.
+        until_at: When it will probably end, Unix seconds; None where nobody can know.
+        num: StepRuns it speaks for: above 1 for those that are too many to be told one by one.
+    """
+
+    step: str
+    item: int = -1
+    reason: Reason
+    sentence: str
+    until_at: float | None = None
+    num: int = 1

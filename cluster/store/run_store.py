@@ -26,6 +26,7 @@ from cluster.errors import (
 )
 from cluster.model.compiled import CompiledPlan
 from cluster.model.plan import Submission
+from cluster.scheduling.reasons import StepWait
 from cluster.store import keys, scripts
 from cluster.store.connection import connect_redis, redis_errors_as_ours
 from cluster.store.run_codec import EncodedSubmission, decode_header, encode_submission
@@ -258,10 +259,27 @@ class RunStore(RunReader):
             Conflict, InvalidInput: The owner refused.
             Unavailable: No verdict in time; the command stays in the inbox and may still be carried out.
         """
-        command_id = command_id or uuid4().hex
+        body = orjson.dumps({"kind": kind, "reason": reason, "priority": priority})
+        await self._ask_owner(run_id, tenant, command_id or uuid4().hex, body)
+
+    async def why(self, run_id: str, tenant: str | None) -> list[StepWait]:
+        """Ask the Run's owner why StepRuns of it wait.
+
+        Returns:
+            In Plan order, the first 100 of them one by one, all others by Step and kind of reason; none where
+            nothing waits or the Run has ended.
+
+        Raises:
+            NotFound: No such Run of this tenant.
+            Unavailable: No answer in time.
+        """
+        verdict = await self._ask_owner(run_id, tenant, uuid4().hex, orjson.dumps({"kind": "why"}))
+        return msgspec.convert(verdict.details.get("waits", []), list[StepWait])
+
+    async def _ask_owner(self, run_id: str, tenant: str | None, command_id: str, body: bytes) -> Verdict:
+        """Put a message into the Run's inbox and wait for the verdict; raises as `command`."""
         partition = self.keys_of(run_id)
         verdict_key = partition.verdict(command_id)
-        body = orjson.dumps({"kind": kind, "reason": reason, "priority": priority})
         async with self._feed.verdict(partition, command_id) as arrived:
             with redis_errors_as_ours():
                 reply = await scripts.call(
@@ -277,7 +295,7 @@ class RunStore(RunReader):
                 if reply[0] == b"verdict"
                 else await self._await_verdict(arrived, verdict_key)
             )
-        _raise_verdict(text)
+        return _read_verdict(text)
 
     async def _await_verdict(self, arrived: asyncio.Future[str], verdict_key: str) -> str:
         deadline = time.monotonic() + self._settings.command_wait_s
@@ -330,8 +348,9 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
 _verdicts = msgspec.json.Decoder(Verdict)
 
 
-def _raise_verdict(text: str) -> None:
+def _read_verdict(text: str) -> Verdict:
     verdict = _verdicts.decode(text)
     for kind in (Conflict, InvalidInput, NotFound):
         if verdict.code == kind.code:
             raise kind(verdict.message, **verdict.details)
+    return verdict

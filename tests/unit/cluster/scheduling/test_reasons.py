@@ -18,6 +18,10 @@ ALL: list[reasons.Reason] = [
     reasons.LabelMissing(labels=(("gpu", "H200"),)),
     reasons.NodeTooSmall(missing="GPU", asked=9, largest=8),
     reasons.DependencyUnfinished(names=("fetch", "run-7")),
+    reasons.BackingOff(num_failures=2, until_at=8.0),
+    reasons.Paused(),
+    reasons.OwnerFull(max_loaded_runs=1000),
+    reasons.ReplicaMissing(pool="p"),
     reasons.ApprovalMissing(gate="release"),
     reasons.NoWorker(capability="render", num_busy=0, unmet="a GPU H200"),
 ]
@@ -33,7 +37,7 @@ def test_reason_survives_json_and_is_one_sentence(reason: reasons.Reason) -> Non
 
 
 def test_every_reason_is_tried_here() -> None:
-    names = set(reasons.__all__) - {"Reason", "Waits"}
+    names = set(reasons.__all__) - {"Reason", "StepWait", "Waits"}
     assert {type(reason).__name__ for reason in ALL} == names
 
 
@@ -41,3 +45,8 @@ def test_estimate_is_part_of_the_sentence() -> None:
     assert ALL[4].sentence(5.0) == (
         "It waits for a free slot behind 3 others, with priority 50; about 4 s more."
     )
+
+
+def test_wait_of_a_step_survives_json() -> None:
+    wait = reasons.StepWait(step="a", item=3, reason=ALL[1], sentence="Because.", num=7)
+    assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(wait)), reasons.StepWait) == wait
