@@ -41,10 +41,13 @@ _log = logging.getLogger("tutti.access")
 
 
 class AccessRule(NamedTuple):
-    """Lowest role that may call, None for anybody; and a scope that the caller must hold, None for none."""
+    """Lowest role that may call, None for anybody; a scope that the caller must hold, None for none; and
+    whether it must be an operator, because what the route changes is shared by all tenants.
+    """
 
     role: str | None
     scope: str | None = None
+    is_for_operators: bool = False
 
 
 class Gate:
@@ -96,6 +99,8 @@ class Gate:
             raise Forbidden(f"this needs the role {rule.role}")
         if rule.scope is not None and rule.scope not in principal.scopes and not principal.has_role("admin"):
             raise Forbidden(f"this needs the scope {rule.scope}")
+        if rule.is_for_operators and not principal.is_operator:
+            raise Forbidden("this changes what all tenants share: it needs an admin of no tenant")
         return principal
 
     async def _note_refusal(self, address: str) -> None:
@@ -109,9 +114,11 @@ class Gate:
         _log.info("credential refused, client %s", address or "not known")
 
 
-def requires(role: str, scope: str | None = None) -> Callable[[HTTPConnection], Awaitable[Principal]]:
-    """Make the dependency of a route that needs a role (and a scope); it gives the Principal."""
-    rule = AccessRule(role, scope)
+def requires(
+    role: str, scope: str | None = None, *, is_for_operators: bool = False
+) -> Callable[[HTTPConnection], Awaitable[Principal]]:
+    """Make the dependency of a route; it gives the Principal. See AccessRule for the arguments."""
+    rule = AccessRule(role, scope, is_for_operators)
 
     async def check(connection: HTTPConnection) -> Principal:
         gate: Gate = connection.app.state.gate

@@ -46,12 +46,14 @@ class Principal:
         tenant: Whose Runs it works on.
         role: One of ROLES.
         scopes: What it may do beyond its role.
+        is_operator: Whether it is an admin of no tenant: what all tenants share is its to see and to change.
     """
 
     subject: str
     tenant: str
     role: str
     scopes: frozenset[str] = frozenset()
+    is_operator: bool = False
 
     def has_role(self, role: str) -> bool:
         """Whether its rank is at least that of `role`."""
@@ -112,7 +114,7 @@ class Authenticator:
         if settings.global_worker_token:
             grant = _Grant("worker", "worker", DEFAULT_TENANT, frozenset({"worker"}))
             self._worker_tokens.add(_digest(settings.global_worker_token), grant)
-        self._anonymous = Principal("anonymous", DEFAULT_TENANT, "admin")
+        self._anonymous = Principal("anonymous", DEFAULT_TENANT, "admin", is_operator=True)
 
     def authenticate(self, credentials: Mapping[str, str]) -> Principal:
         """Find out who calls.
@@ -145,7 +147,11 @@ class Authenticator:
             grants = [_Grant("anonymous", "admin", None)]
         grant = max(grants, key=lambda each: ROLES[each.role])
         return Principal(
-            grant.subject, _tenant_of(grant, credentials.get("x-tenant-id")), grant.role, grant.scopes
+            grant.subject,
+            _tenant_of(grant, credentials.get("x-tenant-id")),
+            grant.role,
+            grant.scopes,
+            is_operator=grant.role == "admin" and grant.tenant is None,
         )
 
     def _bearer(self, header: str) -> _Grant:

@@ -17,8 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from cluster.errors import Forbidden, InvalidInput, NotFound, TuttiError
+from cluster.store.capacity import CapacityStore
 from serve_app.access import Door, Gate
 from serve_app.api_pages import api_pages
+from serve_app.capacity_routes import SCHEMAS, capacity_routes
+from serve_app.capacity_service import CapacityService
 from serve_app.dialect import (
     Dialect,
     ErrorShape,
@@ -69,10 +72,13 @@ def build_app(service: RunService, settings: Settings) -> Door:
         router = APIRouter(tags=[dialect.name])
         dialect.add_routes(router, service)
         app.include_router(router)
+    capacity = CapacityService(CapacityStore(service.store.redis), settings)
+    app.include_router(capacity_routes(capacity))
     app.include_router(operations_routes(service, figures))
     app.include_router(api_pages())
     check_paths(app)
-    install_openapi(app, (*(kind for dialect in DIALECTS for kind in dialect.schemas), HealthReport))
+    schemas = (*(kind for dialect in DIALECTS for kind in dialect.schemas), *SCHEMAS, HealthReport)
+    install_openapi(app, schemas)
     _add_error_handlers(app)
     return Door(app, settings, lambda error, path: error_response(error, _shape_of(path)))
 

@@ -34,7 +34,8 @@ def _bearer(token):
 
 
 def test_missing_credential_is_an_admin_in_open_mode_and_refused_otherwise():
-    assert Authenticator(Settings()).authenticate({}) == Principal("anonymous", "default", "admin")
+    anonymous = Principal("anonymous", "default", "admin", is_operator=True)
+    assert Authenticator(Settings()).authenticate({}) == anonymous
     with pytest.raises(Unauthenticated, match="missing"):
         _required().authenticate({})
     with pytest.raises(Unauthenticated, match="missing"):
@@ -55,6 +56,15 @@ def test_one_wrong_credential_beside_a_right_one_is_refused():
 def test_api_key_gives_its_name_role_and_tenant():
     assert _required().authenticate({"x-api-key": "key-of-shop"}) == Principal("shop", "shop", "user")
     assert _required().authenticate({"x-api-key": "key-of-ops"}).role == "admin"
+
+
+def test_only_an_admin_of_no_tenant_is_an_operator():
+    keys = {"ALL": "all:admin", "ONE": "one:admin:shop", "AGENT": "agent:agent"}
+    authenticate = Authenticator(Settings(auth="required", api_keys=keys)).authenticate
+    assert authenticate({"x-api-key": "all"}).is_operator
+    assert authenticate({"x-api-key": "all", "x-tenant-id": "shop"}).is_operator
+    assert not authenticate({"x-api-key": "one"}).is_operator
+    assert not authenticate({"x-api-key": "agent"}).is_operator
 
 
 def test_client_and_worker_tokens_give_their_roles():
