@@ -40,7 +40,8 @@ def test_retryable_failure_is_tried_again_after_a_backoff(service: RunningServic
 
 
 def test_wish_of_the_other_side_for_a_pause_is_respected(service: RunningService) -> None:
-    inputs = {"ripe_at": time.time() + 1.0, "wait_s": 1.2}
+    output_of(service, service.submit(one_step("picky", {"ripe_at": 0.0})))  # its replica is warm
+    inputs = {"ripe_at": time.time() + 5.0, "wait_s": 5.2}
     retry = RetryPolicy(max_retries=1, initial_delay_s=0.0)
     run_id = service.submit(one_step("picky", inputs, retry=retry))
 
