@@ -168,12 +168,10 @@ class Packer:
         """
         if request.request_id in self.placements or not request.bundles:
             raise ValueError(f"{request.request_id} is placed already, or empty")
-        for bundle in request.bundles:
-            if 0 < bundle.shares < self._smallest:
-                self._smallest = bundle.shares
-        held = self._place_bundles(request, now) if self.may_fit(self.footprint(request)) else None
+        footprint = self.footprint(request)
+        held = self._place_bundles(request, now) if self.may_fit(footprint) else None
         if held is None:
-            return self.why_short(request)
+            return self._why_short(request, footprint)
         return self._note(request, held, now)
 
     def restore(
@@ -415,9 +413,8 @@ class Packer:
 
     # -- what is known
 
-    def why_short(self, request: Request) -> Short:
+    def _why_short(self, request: Request, footprint: Footprint) -> Short:
         """Tell why a request that was not placed was not: never, or not now."""
-        footprint = self.footprint(request)
         if footprint.never is not None:
             return footprint.never
         if footprint.part:
@@ -440,6 +437,7 @@ class Packer:
     def _footprint(self, request: Request) -> Footprint:
         first = request.bundles[0]
         shelves = self.shelves_for(first)
+        self._smallest = min(self._smallest, *(each.shares or SHARES_PER_GPU for each in request.bundles))
         whole = [bundle.num_whole for bundle in request.bundles]
         is_together = request.strategy is Strategy.STRICT_PACK
         return Footprint(
