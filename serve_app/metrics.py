@@ -15,7 +15,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serve_app.capacity_metrics import capacity_families
+
 if TYPE_CHECKING:
+    from cluster.store.capacity import CapacitySnapshot
     from cluster.store.run_reader import PartitionFigures, Totals
 
 __all__ = ["CONTENT_TYPE", "ServiceFigures", "render_metrics"]
@@ -34,6 +37,7 @@ class ServiceFigures:
         orchestrators: What they told: `{"process", "counters", "gauges", "labelled", "samples"}`.
         partitions: How each stands.
         ingress: What replicas of the edge counted: `{"process", "families"}`.
+        capacity: What the scheduler told last; None while it is silent.
         uptime_s: Of the answering replica.
     """
 
@@ -41,6 +45,7 @@ class ServiceFigures:
     orchestrators: Sequence[dict[str, Any]] = ()
     partitions: Sequence[PartitionFigures] = ()
     ingress: Sequence[dict[str, Any]] = ()
+    capacity: CapacitySnapshot | None = None
     uptime_s: float = 0.0
 
 
@@ -71,6 +76,10 @@ class _Figures(Collector):
         yield from _summaries(figures.orchestrators)
         yield from _partitions(figures.partitions)
         yield from _ingress(figures.ingress)
+        is_told = figures.capacity is not None
+        yield GaugeMetricFamily(_PREFIX + "scheduler_up", "Whether it told of late how things stand", is_told)
+        if figures.capacity is not None:
+            yield from capacity_families(figures.capacity)
 
 
 def _totals(totals: Totals) -> Iterator[Metric]:

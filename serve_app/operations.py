@@ -15,6 +15,7 @@ from serve_app.metrics import CONTENT_TYPE, ServiceFigures, render_metrics
 from serve_app.openapi import described
 
 if TYPE_CHECKING:
+    from cluster.store.capacity import CapacityStore
     from serve_app.request_figures import RequestFigures
     from serve_app.service import Health, RunService
 
@@ -72,7 +73,7 @@ def _metrics(health: Health) -> dict[str, int]:
     }
 
 
-def operations_routes(service: RunService, figures: RequestFigures) -> APIRouter:
+def operations_routes(service: RunService, figures: RequestFigures, capacity: CapacityStore) -> APIRouter:
     """Make the routes; `figures` are this replica's own."""
     router = APIRouter(tags=["operations"], dependencies=[Depends(public())])
 
@@ -94,6 +95,7 @@ def operations_routes(service: RunService, figures: RequestFigures) -> APIRouter
                 orchestrators=await store.metrics_snapshots(),
                 partitions=await store.partition_figures(),
                 ingress=[own, *others],
+                capacity=await capacity.snapshot(),
                 uptime_s=service.uptime_s,
             )
         except Unavailable:

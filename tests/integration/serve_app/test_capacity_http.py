@@ -8,7 +8,7 @@ import redis as sync_redis
 
 from cluster.store import keys
 from serve_app.service import RunService
-from tests.integration.serve_app.snapshots import LLM, snapshot, tell
+from tests.snapshots import LLM, snapshot, tell
 
 pytestmark = pytest.mark.integration
 

@@ -1,5 +1,9 @@
+import msgspec
+
+from cluster.store.capacity import CapacitySnapshot
 from cluster.store.run_reader import PartitionFigures, Totals
 from serve_app.metrics import ServiceFigures, render_metrics
+from tests.snapshots import snapshot
 
 
 def _lines(totals=None, snapshots=(), **more):
@@ -57,3 +61,42 @@ def test_partition_shows_its_lease_and_what_waits_in_its_inbox():
     assert 'tutti_partition_epoch{partition="7"} 3.0' in lines
     assert 'tutti_partition_inbox_entries{partition="7"} 12.0' in lines
     assert 'tutti_webhooks_pending{partition="7"} 1.0' in lines
+
+
+def test_scheduler_that_is_silent_is_a_figure_too():
+    lines = _lines(Totals(0, 0, 0, 0, 0))
+    assert "tutti_scheduler_up 0.0" in lines
+    assert not any(line.startswith("tutti_capacity") for line in lines)
+
+
+def test_capacity_is_told_by_pool_node_device_and_capability():
+    lines = _lines(Totals(0, 0, 0, 0, 0), capacity=msgspec.convert(snapshot(), CapacitySnapshot))
+    for line in (
+        "tutti_scheduler_up 1.0",
+        "tutti_capacity_utilisation 0.25",
+        "tutti_capacity_fragmentation 0.5",
+        'tutti_pool_replicas{pool="llm",state="ready"} 1.0',
+        'tutti_pool_replicas{pool="llm",state="starting"} 0.0',
+        'tutti_pool_replicas_max{pool="llm"} 4.0',
+        'tutti_pool_steps_waiting{pool="llm"} 3.0',
+        'tutti_pool_steps_running{pool="llm"} 4.0',
+        'tutti_pool_oldest_wait_seconds{pool="llm"} 2.5',
+        'tutti_pool_held_back{pool="llm"} 1.0',
+        'tutti_pool_held_back{pool="basic"} 0.0',
+        'tutti_step_wait_seconds{capability="llm",quantile="0.95"} 2.0',
+        'tutti_scale_events_total{event="started"} 3.0',
+        'tutti_node_cpus_free{node="n1"} 3.5',
+        'tutti_device_free{device="0",node="n1"} 0.75',
+        'tutti_device_memory_free_gb{device="0",node="n1"} 60.0',
+        'tutti_capability_limit_used{capability="llm"} 4.0',
+        'tutti_capability_limit{capability="llm"} 8.0',
+    ):
+        assert line in lines, line
+
+
+def test_no_tenant_and_no_users_key_is_named_where_anybody_reads():
+    lines = _lines(Totals(0, 0, 0, 0, 0), capacity=msgspec.convert(snapshot(), CapacitySnapshot))
+    assert 'tutti_limits_used{kind="tenant"} 5.0' in lines
+    assert 'tutti_limits_reached{kind="tenant"} 1.0' in lines
+    assert 'tutti_limits_reached{kind="user"} 1.0' in lines
+    assert not any(name in line for line in lines for name in ("acme", "shop", "user-7"))
