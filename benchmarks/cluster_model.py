@@ -55,13 +55,13 @@ class Ours:
 
     def __init__(self, packer: Packer) -> None:
         self.packer = packer
-        self._turns = Turns(StepQueue("gpu", Limits(), ageing_s=600.0), Reservations(packer))
+        self.turns = Turns(StepQueue("gpu", Limits(), ageing_s=600.0), Reservations(packer))
         self._works: dict[str, Work] = {}
 
     def push(self, work: Work, now: float) -> None:
         request = _request(work)
         self._works[request.request_id] = work
-        self._turns.push(
+        self.turns.push(
             QueuedStep(
                 request.request_id,
                 work.tenant,
@@ -74,10 +74,10 @@ class Ours:
         )
 
     def end(self, work: Work, now: float) -> None:
-        self._turns.end(str(work.number), now, work.shape.num_gpus * work.service_s)
+        self.turns.end(str(work.number), now, work.shape.num_gpus * work.service_s)
 
     def starts(self, now: float) -> list[Work]:
-        return [self._works.pop(start.placement.request.request_id) for start in self._turns.starts(now)]
+        return [self._works.pop(start.placement.request.request_id) for start in self.turns.starts(now)]
 
 
 class Fifo:

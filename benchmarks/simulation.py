@@ -38,26 +38,28 @@ def measure(effort: Effort, wanted: Callable[[str], bool]) -> Iterator[Figure]:
     """
     if wanted("simulation.decisions"):
         num_waiting, num_decisions = effort.count(_NUM_WAITING), effort.count(_NUM_DECISIONS)
-        rates = tuple(decisions_per_s(num_waiting, num_decisions) for _ in range(effort.rounds))
+        rates = [measure_decisions(num_waiting, num_decisions) for _ in range(effort.rounds)]
+        title = f"with {num_waiting:,} steps waiting, {NUM_GPUS:,} GPUs"
         yield Figure(
             "simulation.decisions",
-            f"decisions with {num_waiting:,} steps waiting, {NUM_GPUS:,} GPUs",
+            f"decisions {title}",
             "/s",
-            rates,
+            tuple(decided for decided, _ in rates),
             Bar(Sense.AT_LEAST, 20_000.0),
             (),
             (
-                "a decision is a step that ends, one that is chosen and placed, and one that comes: the time "
-                "is that of all three, with every look at something that did not fit; in CPU seconds of the "
+                "a decision is an answer for one step: what starts and on which devices, or why it does not; the "
+                "time is all that is done meanwhile, also for steps that end and come, in CPU seconds of the "
                 "process, so that others on the machine count less",
             ),
         )
+        yield Figure("simulation.starts", f"steps started {title}", "/s", tuple(each for _, each in rates))
     if wanted("simulation.cluster"):
         yield from _cluster(effort.count(_NUM_STEPS))
 
 
-def decisions_per_s(num_waiting: int, num_decisions: int) -> float:
-    """Measure steps started in a second while as many come as go.
+def measure_decisions(num_waiting: int, num_decisions: int) -> tuple[float, float]:
+    """Measure decisions, and steps started, in a CPU second while as many come as go.
 
     Args:
         num_waiting: Steps that wait all the time.
@@ -71,6 +73,7 @@ def decisions_per_s(num_waiting: int, num_decisions: int) -> float:
     coming = list(trace)
     running: list[Work] = policy.starts(0.0)
     num_started, number, now = 0, 0, 0.0
+    num_before = policy.turns.num_decisions
     thresholds = gc.get_threshold()
     gc.set_threshold(*_GC_THRESHOLDS)
     began = time.process_time()
@@ -85,7 +88,7 @@ def decisions_per_s(num_waiting: int, num_decisions: int) -> float:
             num_started += 1
     took_s = time.process_time() - began
     gc.set_threshold(*thresholds)
-    return num_started / took_s
+    return (policy.turns.num_decisions - num_before) / took_s, num_started / took_s
 
 
 def _cluster(num_steps: int) -> Iterator[Figure]:

@@ -53,22 +53,15 @@ class QueuedStep:
 
 
 class Lane:
-    """Groups of one lane, by priority; bit p of `mask` is set where priority p has entries.
+    """Groups of one lane, by priority; bit p of `mask` is set where priority p has entries."""
 
-    Attributes:
-        first: What was first when it was looked at last, at one priority.
-        first_key: The change of the queue, and the priority, that `first` is true for.
-    """
-
-    __slots__ = ("first", "first_key", "heaps", "mask", "name", "num")
+    __slots__ = ("heaps", "mask", "name", "num")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.mask = 0
         self.num = 0
         self.heaps: dict[int, list[tuple[float, float, int, Group]]] = {}
-        self.first: tuple[float, float, int, Group] | None = None
-        self.first_key = (-1, -1)
 
 
 class Level:

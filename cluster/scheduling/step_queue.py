@@ -72,7 +72,7 @@ class StepQueue:
         self._number = 0
         self._num_since_aged = aged_every
         self._aged_at = -math.inf
-        self._num_changes = self._open_mask = 0
+        self._open_mask = 0
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -97,7 +97,6 @@ class StepQueue:
         if not 0 <= priority <= TOP_PRIORITY:
             raise ValueError(f"priority must be 0 to 100, not {priority}")
         self._steps[step.step_id] = step
-        self._num_changes += 1
         group = self._groups.get((step.tenant, priority, step.lane)) or self._open_group(step)
         line = group.lines.get(step.keys)
         if line is None:
@@ -212,7 +211,6 @@ class StepQueue:
             used: What it really used, >= 0; 0 for one that is queued again.
         """
         level = self._levels.get(step.priority)
-        self._num_changes += 1
         if level is not None:
             level.share.settle(step.tenant, used - step.cost)
 
@@ -294,10 +292,9 @@ class StepQueue:
                 priority = self._aged(merged, priority, now)
             best: tuple[float, float, int, Group] | None = None
             bit = 1 << priority
-            key = (self._num_changes, priority)
             for lane in lanes:
                 if lane.mask & bit:
-                    entry = lane.first if lane.first_key == key else self._peek(lane, priority)
+                    entry = self._peek(lane, priority)
                     if entry is not None and (best is None or entry[:3] < best[:3]):
                         best = entry
             if best is None:
@@ -338,6 +335,11 @@ class StepQueue:
             if number != group.entry or account is None:
                 heappop(heap)
                 continue
+            if account.tag <= tag and group.ready and group.ready[0][0] == order:
+                # What is true nearly always, without a call: decisions are made by the ten thousand.
+                _, line_number, line = group.ready[0]
+                if line_number == line.entry and line.heap[0][2].line is line and line.heap[0][0] == order:
+                    return entry
             real = group.order()
             if real is None:
                 self._leave(group)
@@ -345,7 +347,6 @@ class StepQueue:
             elif account.tag > tag or real > order:
                 heapreplace(heap, (account.tag, real, number, group))
             else:
-                lane.first, lane.first_key = entry, (self._num_changes, priority)
                 return entry
         lane.mask &= ~(1 << priority)
         return None
@@ -366,7 +367,6 @@ class StepQueue:
     def _ready_line(self, line: Line, order: float) -> None:
         """Enter a line's first step into its group, and the group into its lane where that is new there."""
         group = line.group
-        self._num_changes += 1
         self._number += 1
         line.entry = self._number
         heappush(group.ready, (order, line.entry, line))
@@ -401,7 +401,6 @@ class StepQueue:
         if line is None:
             return
         group = line.group
-        self._num_changes += 1
         del self._steps[step.step_id]
         step.line = None
         line.num -= 1
@@ -425,7 +424,6 @@ class StepQueue:
             self._lanes.pop(group.lane.name, None)
 
     def _park_group(self, group: Group, reason: QuotaReached | RateReached) -> None:
-        self._num_changes += 1
         group.parked_under, group.reason = reason.key, reason
         self._parked_groups.setdefault(reason.key, {})[group] = None
         self._leave(group)
@@ -433,7 +431,6 @@ class StepQueue:
 
     def _park_line(self, line: Line, reason: QuotaReached | RateReached, now: float) -> None:
         group = line.group
-        self._num_changes += 1
         order = line.order()
         heappop(group.ready)
         line.entry = _NEVER
@@ -463,7 +460,6 @@ class StepQueue:
 
     def wake(self, key: str, now: float) -> bool:
         """Look again at what waits for a key; return whether something still does. See `limits.Watcher`."""
-        self._num_changes += 1
         for group in self._parked_groups.pop(key, ()):
             group.parked_under, group.reason = "", None
             order = group.order()

@@ -38,11 +38,15 @@ class Turns:
         queue: What waits.
         reservations: Where it can go.
         single_patience_s: How long no whole GPU may free until a device is kept for who needs one, >= 0.
+
+    Attributes:
+        num_decisions: Answers so far: what starts and where, or why it does not.
     """
 
     def __init__(self, queue: StepQueue, reservations: Reservations, single_patience_s: float = 60.0) -> None:
         self.queue = queue
         self.reservations = reservations
+        self.num_decisions = 0
         self._single_patience_s = single_patience_s
         self._shut: dict[str, Reason] = {}
         self._shut_parts: dict[str, Reason] = {}
@@ -108,6 +112,7 @@ class Turns:
             self._open_all()
         while (step := queue.front(now, shut)) is not None:
             request: Request = step.item
+            self.num_decisions += 1
             found = reservations.place(request, now)
             if isinstance(found, Placement):
                 queue.take(step, now)
