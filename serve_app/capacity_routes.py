@@ -7,7 +7,6 @@ tenants and name the code that their replicas run.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -29,9 +28,9 @@ from serve_app.access import requires
 from serve_app.auth import Principal
 from serve_app.dialect import convert, json_response, read_object
 from serve_app.openapi import body_schema, described
+from serve_app.reason_lines import ReasonLine, instant_text, reason_line
 
 if TYPE_CHECKING:
-    from cluster.scheduling.reasons import Reason
     from serve_app.capacity_service import CapacityService, KnownLimit, KnownPool
 
 __all__ = [
@@ -44,27 +43,14 @@ __all__ = [
     "NodeLine",
     "PoolLine",
     "PoolPage",
-    "ReasonLine",
     "Removed",
     "ReplicaLine",
     "WaitLine",
     "capacity_routes",
-    "reason_line",
 ]
 
 _User = Annotated[Principal, Depends(requires("user"))]
 _Operator = Annotated[Principal, Depends(requires("admin", is_for_operators=True))]
-
-
-class ReasonLine(msgspec.Struct):
-    """Why something waits: a stable word, one sentence, when it will probably end, and the reason's own
-    fields.
-    """
-
-    kind: str
-    sentence: str
-    until_at: str | None
-    details: dict[str, Any]
 
 
 class ReplicaLine(msgspec.Struct):
@@ -174,21 +160,8 @@ class CapacityMap(msgspec.Struct):
 SCHEMAS: tuple[type, ...] = (CapacityMap, LimitPage, LimitSpec, PoolPage, PoolSpec, Removed)
 
 
-def reason_line(reason: Reason, now: float) -> ReasonLine:
-    """Render a reason; `now` is on the clock of its `until_at`, Unix seconds."""
-    details: dict[str, Any] = msgspec.to_builtins(reason)
-    kind = str(details.pop("kind"))
-    details.pop("until_at", None)
-    until_at = None if reason.until_at is None else _utc(reason.until_at)
-    return ReasonLine(kind, reason.sentence(now), until_at, details)
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def _replica(replica: ReplicaState) -> ReplicaLine:
-    return ReplicaLine(replica.id, replica.node, replica.state, _utc(replica.since))
+    return ReplicaLine(replica.id, replica.node, replica.state, instant_text(replica.since))
 
 
 def _pool(known: KnownPool) -> PoolLine:
@@ -213,7 +186,7 @@ def _limit(known: KnownLimit) -> LimitLine:
 
 
 def _holder(holder: Holder) -> HolderLine:
-    return HolderLine(holder.replica, holder.pool, holder.share, _utc(holder.since))
+    return HolderLine(holder.replica, holder.pool, holder.share, instant_text(holder.since))
 
 
 def _device(device: DeviceState) -> DeviceLine:
@@ -228,7 +201,7 @@ def _node(node: NodeState) -> NodeLine:
 
 def _map(snapshot: CapacitySnapshot, pools: list[KnownPool], limits: list[KnownLimit]) -> CapacityMap:
     return CapacityMap(
-        at=_utc(snapshot.at),
+        at=instant_text(snapshot.at),
         nodes=[_node(each) for each in snapshot.nodes],
         pools=[_pool(each) for each in pools],
         limits=[_limit(each) for each in limits],
@@ -254,7 +227,7 @@ def capacity_routes(capacity: CapacityService) -> APIRouter:
     )
     async def list_pools(principal: _User) -> Response:
         found = await capacity.pools()
-        at = None if found.at is None else _utc(found.at)
+        at = None if found.at is None else instant_text(found.at)
         return json_response(PoolPage([_pool(each) for each in found.pools], at))
 
     @router.get("/api/v1/pools/{name}", summary="Look at a pool", **described("PoolLine"))

@@ -31,6 +31,7 @@ from cluster.store.large_inputs import offload_inputs
 from cluster.store.run_store import RunStore
 
 if TYPE_CHECKING:
+    from cluster.scheduling.reasons import StepWait
     from cluster.settings import Settings
     from serve_app.auth import Principal
 
@@ -215,6 +216,18 @@ class RunService:
         """
         summary = await self.store.summary(run_id, principal.tenant)
         return summary, self.store.follow_known(run_id, after_seq)
+
+    async def why(self, principal: Principal, run_id: str) -> tuple[RunSummary, list[StepWait]]:
+        """Return how the Run stands, and why Steps of it wait, by the decisions that let them.
+
+        Raises:
+            NotFound: Unknown, expired, or another tenant's.
+            Unavailable: The Run's owner gave no answer in time.
+        """
+        summary = await self.store.summary(run_id, principal.tenant)
+        if summary.status.is_terminal:
+            return summary, []
+        return summary, await self.store.why(run_id, principal.tenant)
 
     # -- command
 

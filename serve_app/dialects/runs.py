@@ -6,7 +6,6 @@ Its statuses are the core's own words, and a Run of any dialect can be read here
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -24,6 +23,7 @@ from serve_app.access import requires
 from serve_app.auth import Principal
 from serve_app.dialect import Dialect, convert, default_error_shape, json_response, read_object
 from serve_app.openapi import body_schema, described
+from serve_app.reason_lines import ReasonLine, instant_text, step_reason_line
 from serve_app.run_graph import draw_run
 from serve_app.service import RunRequest
 from serve_app.streams import event_stream, last_event_id
@@ -43,7 +43,9 @@ __all__ = [
     "RunLine",
     "RunPage",
     "RunUpdate",
+    "RunWaits",
     "StepLine",
+    "StepWaitLine",
 ]
 
 _NAME = "runs"
@@ -144,6 +146,23 @@ class RunUpdate(msgspec.Struct):
     error: Failure | None
 
 
+class StepWaitLine(msgspec.Struct):
+    """Why a Step waits (`step` "": the whole Run), or `num` items of it that wait for the same."""
+
+    step: str
+    item: int
+    num: int
+    reason: ReasonLine
+
+
+class RunWaits(msgspec.Struct):
+    """What of a Run waits now, and why; empty where nothing does."""
+
+    run_id: str
+    status: str
+    waits: list[StepWaitLine]
+
+
 class ReasonBody(msgspec.Struct):
     """Why; for people."""
 
@@ -174,11 +193,7 @@ def _request_of(body: dict[str, Any]) -> RunRequest:
 
 
 def _instant(at: float | None) -> str | None:
-    return None if at is None else _utc(at)
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return None if at is None else instant_text(at)
 
 
 def _line_fields(summary: RunSummary) -> dict[str, Any]:
@@ -189,7 +204,7 @@ def _line_fields(summary: RunSummary) -> dict[str, Any]:
         "status": RUN_WORDS[summary.status],
         "priority": summary.priority,
         "progress": summary.progress,
-        "created_at": _utc(summary.created_at),
+        "created_at": instant_text(summary.created_at),
         "started_at": _instant(summary.started_at),
         "ended_at": _instant(summary.ended_at),
         "error": summary.error,
@@ -235,7 +250,7 @@ def _update_of(run_id: str, event: RunEvent) -> bytes:
             run_id=run_id,
             seq=event.seq,
             type=event.type,
-            at=_utc(event.at),
+            at=instant_text(event.at),
             status=RUN_WORDS[event.status],
             step=event.step,
             item=event.item,
@@ -308,6 +323,12 @@ def _add_routes(router: APIRouter, service: RunService) -> None:
     async def draw(run_id: str, principal: _User) -> Response:
         return Response(draw_run(await service.get(principal, run_id)), media_type="text/vnd.graphviz")
 
+    @router.get("/api/v1/runs/{run_id}/why", summary="Why Steps of a Run wait", **described("RunWaits"))
+    async def explain(run_id: str, principal: _User) -> Response:
+        summary, waits = await service.why(principal, run_id)
+        lines = [StepWaitLine(each.step, each.item, each.num, step_reason_line(each)) for each in waits]
+        return json_response(RunWaits(run_id, RUN_WORDS[summary.status], lines))
+
     async def answer(principal: Principal, run_id: str) -> Response:
         return json_response(RunLine(**_line_fields(await service.summary(principal, run_id))))
 
@@ -358,5 +379,15 @@ DIALECT = Dialect(
     step_words=STEP_WORDS,
     error_shape=default_error_shape,
     add_routes=_add_routes,
-    schemas=(RunBody, RunAccepted, RunPage, RunLine, RunDetail, RunUpdate, ReasonBody, PriorityBody),
+    schemas=(
+        RunBody,
+        RunAccepted,
+        RunPage,
+        RunLine,
+        RunDetail,
+        RunUpdate,
+        RunWaits,
+        ReasonBody,
+        PriorityBody,
+    ),
 )
