@@ -48,9 +48,9 @@ def measure(effort: Effort, wanted: Callable[[str], bool]) -> Iterator[Figure]:
             Bar(Sense.AT_LEAST, 20_000.0),
             (),
             (
-                "a decision is an answer for one step: what starts and on which devices, or why it does not; the "
-                "time is all that is done meanwhile, also for steps that end and come, in CPU seconds of the "
-                "process, so that others on the machine count less",
+                "a decision is an answer for one step: what starts and on which devices, or why it does not; "
+                "the time is all that is done meanwhile, also for steps that end and come, in CPU seconds of "
+                "the process, so that others on the machine count less",
             ),
         )
         yield Figure("simulation.starts", f"steps started {title}", "/s", tuple(each for _, each in rates))
