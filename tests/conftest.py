@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis
 
 from serve_app.launch.redis_server import EmbeddedRedis, wheel_binary
+
+_END_S = 2.0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test no thread may be left that it started, nor a task of its own loop."""
+    before = set(threading.enumerate())
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_no_task_left")
+    yield
+    deadline = time.monotonic() + _END_S
+    while left := [each for each in threading.enumerate() if each not in before and not _is_not_ours(each)]:
+        assert time.monotonic() < deadline, f"threads left: {left}"
+        time.sleep(0.005)
+
+
+def _is_not_ours(thread: threading.Thread) -> bool:
+    """Whether it ends with its loop (a loop's own executor), or with the process (gRPC's poller)."""
+    return thread.name.startswith("asyncio_") or "_poll_wrapper" in thread.name
+
+
+@pytest.fixture
+async def _no_task_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if left:  # what is ending already may do so
+        await asyncio.wait(left, timeout=_END_S)
+    pending = [task for task in left if not task.done()]
+    assert not pending, f"tasks left: {pending}"
 
 
 def _newer_binary() -> str:
