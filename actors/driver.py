@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import structlog
 
-from actors.dispatcher import Dispatcher, Ready
+from actors.dispatcher import Dispatcher
 from actors.figures import Figures
 from actors.intake import IDLE, Intake
 from actors.messages import AttemptKey, Report, StepCall
 from actors.partition import Partition, TakenBatch
+from actors.pool_line import Ready
 from actors.replica_link import ReplicaLink
 from actors.timers import TimerWheel
 from actors.waiters import RunEnd
@@ -70,7 +71,9 @@ class Driver:
         self.owner_id = owner_id
         self.partitions: dict[int, Partition] = {}
         self.figures = Figures()
-        self.dispatcher = Dispatcher(owner_id, self, self._assign, self._unserve, ask_for_slots)
+        self.dispatcher = Dispatcher(
+            owner_id, self, self._assign, self._unserve, ask_for_slots, self.figures.mean_s
+        )
         self.timers = TimerWheel()
         self.intake = Intake(self)
         self.on_end: Callable[[RunEnd], None] = lambda _end: None
@@ -102,10 +105,21 @@ class Driver:
             partition.idle.add(run.run_id)
         elif partition.idle:
             partition.idle.discard(run.run_id)
+        if run.run_id in self.dispatcher.waiting:
+            self._wait_no_more(run, event)
         self._dirty.set()
         if not self._is_queueing:
             self._queue_all()
         return outcome
+
+    def _wait_no_more(self, run: Run, event: ev.Event) -> None:
+        """Take out of the queues what an event left without anything to wait for."""
+        if run.record.status in IDLE or run.record.status.is_terminal:
+            self.dispatcher.forget(run.run_id)
+        elif getattr(event, "item", -1) >= 0:
+            step: int = getattr(event, "step")  # noqa: B009 - whatever has an item has a step
+            if run.steps[step].status.is_terminal:
+                self.dispatcher.forget_items(run.run_id, step)
 
     def _queue_all(self) -> None:
         """Queue what became ready. Starting or refusing it may make more ready: a loop, no recursion."""
@@ -113,9 +127,8 @@ class Driver:
         try:
             while self._to_queue:
                 run, step, item = self._to_queue.popleft()
-                capability = run.plan.steps[step].step.capability
-                suspect = self.dispatcher.is_suspect(capability, run.unit(step, item).crashes)
-                self.dispatcher.queue(run, step, item, capability, suspect)
+                if (step, item) in run.ready:
+                    self.dispatcher.queue(run, (step, item), run.unit(step, item).crashes)
         finally:
             self._is_queueing = False
 
@@ -134,18 +147,20 @@ class Driver:
         run = partition.runs.get(run_id) if partition is not None else None
         return None if partition is None or run is None else (partition, run)
 
-    def _assign(self, ready: Ready, link: ReplicaLink) -> bool:
+    def _assign(self, ready: Ready, link: ReplicaLink) -> AttemptKey | None:
         found = self.find(ready.run_id)
-        if found is None or found[1].record.priority != ready.priority:
-            return False  # ended, handed over, or queued again with another priority
+        if found is None:
+            return None
         partition, run = found
-        if (ready.step, ready.item) not in run.ready:
-            return False
-        self.apply(partition, run, ev.StepAssigned(ready.step, ready.item, link.replica_id))
-        if (ready.step, ready.item) not in run.running:
-            return False
-        link.reserve((ready.run_id, ready.step, ready.item, run.unit(ready.step, ready.item).attempt))
-        return True
+        unit = (ready.step, ready.item)
+        if unit not in run.ready:
+            return None
+        self.apply(partition, run, ev.StepAssigned(*unit, link.replica_id))
+        if unit not in run.running:
+            return None
+        key = (ready.run_id, *unit, run.unit(*unit).attempt)
+        link.reserve(key)
+        return key
 
     def _unserve(self, ready: Ready, reason: str) -> None:
         found = self.find(ready.run_id)
@@ -156,6 +171,17 @@ class Driver:
 
     def on_reports(self, link: ReplicaLink, reports: list[Report]) -> None:
         """Take what a replica reports; acknowledged when written."""
+        self.dispatcher.release([report.key for report in reports if report.kind != "progress"])
+        with self.dispatcher.gathered():
+            touched = self._apply_reports(reports)
+            last = reports[-1].seq
+            for partition in touched.values():
+                partition.acknowledge(link, last)
+            if not touched:
+                link.acknowledge(last)
+            self.dispatcher.serve_pool(link.entry.pool)
+
+    def _apply_reports(self, reports: list[Report]) -> dict[int, Partition]:
         touched: dict[int, Partition] = {}
         for report in reports:
             run_id, step, item, attempt = report.key
@@ -171,12 +197,7 @@ class Driver:
                 self.timers.clear((run_id, step, item))
                 self.figures.observe_step(run, step, item, report.kind)
             self.apply(partition, run, event)
-        last = reports[-1].seq
-        for partition in touched.values():
-            partition.acknowledge(link, last)
-        if not touched:
-            link.acknowledge(last)
-        self.dispatcher.serve_pool(link.entry.pool)
+        return touched
 
     def _event_of(self, report: Report, step: int, item: int, attempt: int) -> ev.Event | None:
         if report.kind == "ok":
@@ -343,10 +364,12 @@ class Driver:
 
     def lose_attempts(self, keys: list[AttemptKey], reason: str) -> None:
         """Take back attempts that nobody holds."""
+        self.dispatcher.release(keys)
         for run_id, step, item, attempt in keys:
             found = self.find(run_id)
             if found is not None:
                 self.apply(*found, ev.AttemptLost(step, item, attempt, reason, crashed=False))
+        self.dispatcher.serve_woken()
 
     async def _watch(self) -> None:
         watches, self._to_watch = self._to_watch, []
@@ -397,11 +420,14 @@ class Driver:
         for run_id in partition.parked_ids:
             self.timers.clear((run_id, -1, -1))
         for run in partition.runs.values():
+            self.dispatcher.forget(run.run_id)
             self.timers.clear((run.run_id, -1, -1))
             for step, item in run.running | run.backoff:
                 self.timers.clear((run.run_id, step, item))
         for link in self.dispatcher.links.values():
             link.give_up([key for key in link.held if key[0] in partition.runs])
+        total = self.settings.num_partitions
+        self.dispatcher.hand_over(lambda run_id: partition_of(run_id, total) == partition.number)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -144,6 +144,8 @@ class Intake:
         partition.parked_ids.discard(run.run_id)
         if run.record.status in IDLE:
             partition.idle.add(run.run_id)
+        if run.running:
+            self._driver.dispatcher.hold(run)
         self._driver.apply(partition, run, ev.RunAdopted())
 
     def _adopt_parked(self, partition: Partition, run: Run) -> None:

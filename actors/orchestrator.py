@@ -232,7 +232,7 @@ class Orchestrator:
             "partitions_owned": len(status["partitions"]),
         }
         snapshot = orjson.dumps(driver.figures.snapshot(self._name, gauges, status["waiting"]))
-        waits = driver.dispatcher.waits_s(driver.figures.mean_s)
+        waits = driver.dispatcher.waits_s()
         with redis_errors_as_ours():
             pipe = self._journal.redis.pipeline(transaction=False)
             pipe.set(keys.metrics_key(str(self._number)), snapshot, ex=keys.METRICS_TTL_S)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from actors.handles import ReplicaGone, ReplicaUnreachable, check_alive, exchange_with, own_node_id
 from actors.local_socket import SocketClient
 from actors.messages import AttemptKey, Exchange, Report, StepCall, decode_reports, encode
+from cluster.scheduling.affinity import Affinity
 
 if TYPE_CHECKING:
     from actors.pool_table import ReplicaEntry
@@ -48,6 +49,7 @@ class ReplicaLink:
         was_replaced: Whether it was asked to be killed; what it holds is not to blame.
         exclusive: Whether one suspect attempt has the replica for itself.
         slots: How many attempts this orchestrator may have there.
+        affinity: How far it may go past others for the model it has loaded; None where it has none.
     """
 
     def __init__(self, entry: ReplicaEntry, caller: str, owner: LinkOwner) -> None:
@@ -56,6 +58,7 @@ class ReplicaLink:
         self.held: dict[AttemptKey, float] = {}
         self.stopping: dict[AttemptKey, float] = {}
         self.exclusive = False
+        self.affinity: Affinity | None = None
         self.lost = False
         self.was_replaced = False
         self._caller = caller
@@ -93,6 +96,16 @@ class ReplicaLink:
             if self.lost or self.exclusive or self.was_replaced
             else self.slots - len(self.held) - len(self.stopping)
         )
+
+    @property
+    def model(self) -> str:
+        """The model it has loaded as far as we know, "" where none."""
+        return self.affinity.lane if self.affinity is not None else ""
+
+    def hold_model(self, model: str) -> None:
+        """Note the model of what it runs: it is loaded from then on, and no other."""
+        if model and (self.affinity is None or self.affinity.lane != model):
+            self.affinity = Affinity(model)
 
     def reserve(self, key: AttemptKey) -> None:
         """Take a slot; the call follows after the commit."""

@@ -1,0 +1,167 @@
+"""What one orchestrator knows of one pool: the Steps that wait for it and the replicas that serve it.
+
+It holds and counts; who goes next is `Dispatcher`'s to ask and the queue's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from cluster.scheduling.pool_queue import PoolQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from actors.pool_table import PoolEntry
+    from actors.replica_link import ReplicaLink
+    from cluster.model.compiled import Wish
+    from cluster.scheduling.limits import Limits
+    from cluster.scheduling.queued_step import QueuedStep
+
+__all__ = ["Backlog", "PoolLine", "Ready", "Wait", "num_free", "warm_link"]
+
+_MIN_GARBAGE = 64
+
+
+class Ready(NamedTuple):
+    """A StepRun that waits for a slot."""
+
+    run_id: str
+    step: int
+    item: int
+
+
+class Wait:
+    """One waiting StepRun, beside what its queue knows of it.
+
+    Attributes:
+        ready: What waits.
+        wish: What it asks of a pool.
+        ready_at: When it began to wait, on the dispatcher's clock; its place goes by its Run's age.
+        is_suspect: Whether it must run alone.
+        is_over: Whether it waits no more.
+    """
+
+    __slots__ = ("is_over", "is_suspect", "ready", "ready_at", "wish")
+
+    def __init__(self, ready: Ready, wish: Wish, ready_at: float, is_suspect: bool) -> None:
+        self.ready, self.wish, self.ready_at, self.is_suspect = ready, wish, ready_at, is_suspect
+        self.is_over = False
+
+
+class Backlog:
+    """Counts what waits for one capability, by priority, and knows who has waited longest."""
+
+    __slots__ = ("_oldest", "num", "num_by_priority")
+
+    def __init__(self) -> None:
+        self.num = 0
+        self.num_by_priority: dict[int, int] = {}
+        self._oldest: deque[Wait] = deque()
+
+    def add(self, priority: int, wait: Wait) -> None:
+        """Count one that begins to wait."""
+        self.num += 1
+        self.num_by_priority[priority] = self.num_by_priority.get(priority, 0) + 1
+        self._oldest.append(wait)
+        if len(self._oldest) > 2 * self.num + _MIN_GARBAGE:
+            self._oldest = deque(each for each in self._oldest if not each.is_over)
+
+    def take(self, priority: int, wait: Wait) -> None:
+        """Count one that waits no more."""
+        wait.is_over = True
+        self.num -= 1
+        self._change(priority, -1)
+
+    def move(self, before: int, after: int) -> None:
+        """Count one whose priority changed."""
+        self._change(before, -1)
+        self._change(after, 1)
+
+    def _change(self, priority: int, amount: int) -> None:
+        count = self.num_by_priority.get(priority, 0) + amount
+        if count:
+            self.num_by_priority[priority] = count
+        else:
+            del self.num_by_priority[priority]
+
+    def oldest_at(self, now: float) -> float:
+        """Tell since when the one that waits longest does; now where nothing waits."""
+        oldest = self._oldest
+        while oldest and oldest[0].is_over:
+            oldest.popleft()
+        return oldest[0].ready_at if oldest else now
+
+
+class PoolLine:
+    """One pool.
+
+    Attributes:
+        entry: As the scheduler describes it; None for the line of those who wait for the first table.
+        queue: What waits.
+        suspects: What waits to run alone on a replica; a heap.
+        links: Its replicas.
+    """
+
+    def __init__(self, name: str, limits: Limits, weight_of: Callable[[str], float]) -> None:
+        self.name = name
+        self.entry: PoolEntry | None = None
+        self.queue = PoolQueue(name, limits, weight_of=weight_of)
+        self.suspects: list[tuple[int, float, int, QueuedStep]] = []
+        self.links: list[ReplicaLink] = []
+        self._wake: asyncio.TimerHandle | None = None
+        self._number = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Count all that waits."""
+        return len(self.queue) + len(self.suspects)
+
+    def add_suspect(self, step: QueuedStep) -> None:
+        """Let a step wait for a replica of its own: by priority, then the older Run."""
+        self._number += 1
+        heapq.heappush(self.suspects, (-step.priority, step.enqueued_at, self._number, step))
+
+    def remove(self, ready: Ready, now: float) -> QueuedStep | None:
+        """Take a step out that waits here; None where it does not."""
+        step = self.queue.remove(ready, now)
+        if step is None:
+            for entry in self.suspects:
+                if entry[3].step_id == ready:
+                    step = entry[3]
+                    self.suspects.remove(entry)
+                    heapq.heapify(self.suspects)
+                    break
+        return step
+
+    def best_link(self, model: str) -> ReplicaLink | None:
+        """Find the replica with most free slots; where a model is asked for, of those that have it if any."""
+        best = max(self.links, key=num_free, default=None)
+        if best is None or best.num_free <= 0:
+            return None
+        return warm_link(self.links, model) or best if model else best
+
+    def wake_at(self, delay_s: float, serve: Callable[[], None]) -> None:
+        """Serve again after a while, when a rate allows more; a later call replaces an earlier one."""
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = asyncio.get_running_loop().call_later(max(delay_s, 0.0), serve)
+
+    def close(self) -> None:
+        """Wake no more."""
+        if self._wake is not None:
+            self._wake.cancel()
+
+
+def num_free(link: ReplicaLink) -> int:
+    """Count the free slots of a replica."""
+    return link.num_free
+
+
+def warm_link(links: Sequence[ReplicaLink], model: str) -> ReplicaLink | None:
+    """Find a replica with a free slot that has a model loaded, with most free slots of those."""
+    warm = [link for link in links if link.num_free > 0 and link.model == model]
+    return max(warm, key=num_free, default=None)
