@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from actors.fleet import Fleet
 from actors.key_shares import KeyShares
 from actors.pool_line import Backlog, PoolLine, Ready, Wait, num_free, warm_link
 from actors.pool_table import Needs
 from actors.replica_link import LinkOwner, ReplicaLink
+from actors.replica_links import ReplicaLinks
 from cluster.model.compiled import Wish
 from cluster.scheduling.limits import Watcher, capability_key, tenant_key
 from cluster.scheduling.pool_choice import choose_pool
@@ -79,8 +79,8 @@ class Dispatcher:
         ask: Callable[[], None],
         mean_s: Mapping[str, float],
     ) -> None:
-        self._fleet = Fleet(caller, owner)
-        self.links = self._fleet.links
+        self._replicas = ReplicaLinks(caller, owner)
+        self.links = self._replicas.by_id
         self.version = 0
         self.lines: dict[str, PoolLine] = {}
         self.waiting: dict[str, dict[Ready, PoolLine]] = {}
@@ -353,7 +353,7 @@ class Dispatcher:
         self.version = table.version
         self._weights = table.weights
         self._take_pools(table.pools)
-        self._fleet.update(table.replicas, self.lines)
+        self._replicas.update(table.replicas, self.lines)
         if self.shares.declare(table.limits, self.now()):
             self._count_wants()
         self._to_serve.update(dict.fromkeys(self.lines.values()))
@@ -406,7 +406,7 @@ class Dispatcher:
     def drop(self, link: ReplicaLink) -> None:
         """Forget a replica that is gone, with all it held; serve afterwards."""
         self.release([*link.held, *link.stopping])
-        self._fleet.drop(link, self.lines)
+        self._replicas.drop(link, self.lines)
 
     def max_crashes(self, link: ReplicaLink) -> int:
         """How many crashes a step may be under before it is quarantined."""
@@ -414,7 +414,7 @@ class Dispatcher:
 
     def check_links(self) -> None:
         """Look for silent and stuck replicas, and for keys whose attempts another owner counts by now."""
-        self._fleet.check(self.lines)
+        self._replicas.check(self.lines)
         self._wake(self.shares.release_handed_over(self.now()))
         self.serve_woken()
 
@@ -426,7 +426,7 @@ class Dispatcher:
 
     def in_use(self) -> dict[str, int]:
         """Count attempts, by replica."""
-        return self._fleet.in_use()
+        return self._replicas.in_use()
 
     def needs(self) -> Needs:
         """Say what the scheduler must know. What waits for keys asks for no slots."""
@@ -461,6 +461,6 @@ class Dispatcher:
 
     def close(self) -> None:
         """Give all lines up."""
-        self._fleet.close()
+        self._replicas.close()
         for line in self.lines.values():
             line.close()
