@@ -12,8 +12,9 @@
             await context.progress(0.5, "half way")
             return {"words": len(inputs["text"].split())}
 
-An agent gets JSON and returns JSON. It may be sync (it runs in a thread and never blocks its replica's loop)
-or async; it may take `context` or leave it out. It refuses to know about Redis, Runs of others, or Ray.
+An agent gets JSON and returns JSON: NaN, infinity or keys that are no strings fail its Step. It may be sync
+(it runs in a thread and never blocks its replica's loop) or async; it may take `context` or leave it out. It
+refuses to know about Redis, Runs of others, or Ray.
 """
 
 from __future__ import annotations

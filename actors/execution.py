@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import orjson
 
 from cluster.errors import FailureCode, StepError
 from cluster.model.blob_reference import resolve
+from cluster.model.strict_json import encode_strictly
 from cluster.model.view import Failure
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ async def execute(bound: Any, call: StepCall, context: AttemptContext, host: Hos
     else:
         output = await _in_thread(host, context, bound, inputs, call.capability)
     try:
-        raw = orjson.dumps(output, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+        raw = encode_strictly(output, numpy=True)
     except TypeError as error:
         raise StepError(f"the agent's output is not JSON: {error}") from error
     if len(raw) <= host.inline_limit_bytes:
@@ -163,13 +163,30 @@ async def _in_thread(host: Host, context: AttemptContext, bound: Any, inputs: An
 
 
 def failure_of(error: BaseException) -> tuple[Failure, float]:
-    """Turn what an agent raised into a Failure and the seconds the other side asked to wait."""
+    """Turn what an agent raised into a Failure and the seconds the other side asked to wait.
+
+    Nothing in an agent's exception is trusted to be what it should: whatever it is, a Failure comes of it.
+    """
     if isinstance(error, StepError):
-        asked = error.details.get("retry_after_s")
-        wait_s = float(asked) if isinstance(asked, int | float) and math.isfinite(asked) else 0.0
-        failure = Failure(str(error.code), error.message[:_MAX_MESSAGE], error.retryable)
-        return failure, min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
-    text = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
+        failure = Failure(_text_of(error.code), _text_of(error.message), bool(error.retryable))
+        return failure, _wait_s(error.details.get("retry_after_s"))
+    text = f"{type(error).__name__}: {_text_of(error)}"[:_MAX_MESSAGE]
     if isinstance(error, TimeoutError):
         return Failure(FailureCode.TIMEOUT, text, retryable=True), 0.0
     return Failure(FailureCode.EXECUTION_FAILED, text, isinstance(error, _RETRYABLE)), 0.0
+
+
+def _text_of(value: object) -> str:
+    """Text that can be stored: at most 2,000 characters, no halves of pairs."""
+    try:
+        text = str(value)
+    except Exception as error:  # noqa: BLE001 - foreign code, called while a failure is told: it must not fail again
+        text = f"(its text cannot be had: {type(error).__name__})"
+    return text[:_MAX_MESSAGE].encode("utf-8", "replace").decode()
+
+
+def _wait_s(asked: object) -> float:
+    if not isinstance(asked, int | float):
+        return 0.0
+    # Compared before it is converted: an int may be too large for a float. NaN loses both comparisons.
+    return 0.0 if not asked > 0 else float(asked) if asked < _MAX_RETRY_AFTER_S else _MAX_RETRY_AFTER_S

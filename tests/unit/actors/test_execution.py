@@ -1,0 +1,100 @@
+"""What an agent gives back, or raises, becomes a result that can be stored or a failure that says why."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from actors.agent import agent, declaration_of
+from actors.execution import AttemptContext, Host, execute, failure_of
+from actors.messages import StepCall
+from cluster.errors import FailureCode, StepError
+from cluster.model.view import Failure
+from cluster.store.blobs import BlobStore
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+async def run(output: Any, tmp_path: Path, threads: ThreadPoolExecutor) -> bytes:
+    @agent("give")
+    async def give(_inputs: Any) -> Any:
+        return output
+
+    host = Host(BlobStore(tmp_path), threads, inline_limit_bytes=1000, input_dirs=(), egress_allow=())
+    call = StepCall(("r", 0, -1, 1), "s", "give", b"{}", b"{}", "default", time.time() + 60)
+    context = AttemptContext(call, host, lambda _fraction, _message: None)
+    return await execute(declaration_of(give).bind(), call, context, host)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"mean": math.nan},
+        {"rows": [[1.0, math.inf]] * 500},
+        {"rows": np.array([1.0, math.nan])},
+        {1: "one"},
+        {"object": object()},
+    ],
+    ids=["nan", "large with infinity", "array with nan", "key that is no string", "object"],
+)
+async def test_output_that_json_cannot_say_fails_the_step_instead_of_being_changed(
+    output: Any, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    with pytest.raises(StepError, match="the agent's output is not JSON") as caught:
+        await run(output, tmp_path, threads)
+    assert (caught.value.code, caught.value.retryable) == (FailureCode.EXECUTION_FAILED, False)
+
+
+async def test_output_with_nulls_is_taken_as_it_is(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    output = {"a": None, "b": np.array([1.5]), "c": (1, None)}
+    assert await run(output, tmp_path, threads) == b'{"a":null,"b":[1.5],"c":[1,null]}'
+
+
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (_Mute(), "_Mute: (its text cannot be had: RuntimeError)"),
+        (ValueError("half a pair: \ud800"), "ValueError: half a pair: ?"),
+        (StepError(_Mute()), "(its text cannot be had: RuntimeError)"),  # type: ignore[arg-type]
+        (StepError(404, retryable="yes", retry_after_s=10**400), "404"),  # type: ignore[arg-type]
+        (StepError("later", retry_after_s=math.nan), "later"),
+    ],
+    ids=["text raises", "half a pair", "message raises", "wrong types", "wait that is no number"],
+)
+def test_exception_of_whatever_kind_becomes_a_failure_that_can_be_stored(error: Exception, told: str) -> None:
+    failure, wait_s = failure_of(error)
+    assert failure.message == told
+    assert 0.0 <= wait_s <= 300.0
+    assert msgspec.json.decode(msgspec.json.encode(failure), type=Failure) == failure
+
+
+async def test_exception_whose_text_raises_reaches_the_caller_of_the_agent(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    @agent("raise")
+    def fail(_inputs: Any) -> Any:
+        raise _Mute
+
+    host = Host(BlobStore(tmp_path), threads, inline_limit_bytes=1000, input_dirs=(), egress_allow=())
+    call = StepCall(("r", 0, -1, 1), "s", "raise", b"{}", b"{}", "default", time.time() + 60)
+    context = AttemptContext(call, host, lambda _fraction, _message: None)
+    with pytest.raises(_Mute):
+        await asyncio.wait_for(execute(declaration_of(fail).bind(), call, context, host), 10)
