@@ -124,7 +124,7 @@ class Authenticator:
 
         Raises:
             Unauthenticated: A credential is missing, wrong or expired; each that was given must be right.
-            Forbidden: `x-tenant-id` names another tenant than the credential's.
+            Forbidden: Credentials belong to different tenants, or `x-tenant-id` names another than theirs.
             InvalidInput: `x-tenant-id` is malformed.
         """
         if not credentials:
@@ -148,7 +148,7 @@ class Authenticator:
         grant = max(grants, key=lambda each: ROLES[each.role])
         return Principal(
             grant.subject,
-            _tenant_of(grant, credentials.get("x-tenant-id")),
+            _tenant_of(grants, credentials.get("x-tenant-id")),
             grant.role,
             grant.scopes,
             is_operator=grant.role == "admin" and grant.tenant is None,
@@ -164,11 +164,12 @@ class Authenticator:
             )
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
-        except jwt.InvalidTokenError:
+        except (jwt.InvalidTokenError, TypeError, ValueError, OverflowError, RecursionError):
+            # The last four: claims of odd types (`exp` a list, infinite), a header nested too deep.
             raise Unauthenticated("the token is not valid") from None
         role, tenant = claims.get("role", "user"), claims.get("tenant")
         scopes = claims.get("scope", "")
-        if role not in ROLES or not isinstance(scopes, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(scopes, str):
             raise Unauthenticated("the token is not valid")
         if tenant is not None and not (isinstance(tenant, str) and _TENANT.match(tenant)):
             raise Unauthenticated("the token is not valid")
@@ -192,12 +193,17 @@ def _grant(where: str, subject: str, role: str, tenant: str | None) -> _Grant:
     return _Grant(subject, role, _bound(role, tenant))
 
 
-def _tenant_of(grant: _Grant, asked: str | None) -> str:
+def _tenant_of(grants: list[_Grant], asked: str | None) -> str:
+    """Find the one tenant that all credentials agree on; one without a tenant agrees with any."""
+    bound = {grant.tenant for grant in grants if grant.tenant is not None}
+    if len(bound) > 1:
+        raise Forbidden("the credentials belong to different tenants")
+    own = next(iter(bound), None)
     if asked is None:
-        return grant.tenant or DEFAULT_TENANT
+        return own or DEFAULT_TENANT
     if not _TENANT.match(asked):
         raise InvalidInput("X-Tenant-ID is malformed", field="X-Tenant-ID", malformed=True)
-    if grant.tenant is not None and grant.tenant != asked:
+    if own is not None and own != asked:
         raise Forbidden("the credential belongs to another tenant")
     return asked
 

@@ -1,3 +1,4 @@
+import base64
 import hashlib
 import time
 
@@ -27,6 +28,13 @@ def _required(**values):
 def _token(algorithm="HS256", secret=SECRET, **claims):
     given = {"sub": "ann", "role": "agent", "exp": time.time() + 60, **claims}
     return jwt.encode({name: value for name, value in given.items() if value is not None}, secret, algorithm)
+
+
+def _odd(name, literal):
+    """A token that is signed with our secret and whose claim is this JSON."""
+    claims = {"sub": '"ann"', "exp": str(time.time() + 60), name: literal}
+    payload = "{" + ", ".join(f'"{key}": {value}' for key, value in claims.items()) + "}"
+    return jwt.PyJWS().encode(payload.encode(), SECRET, "HS256")
 
 
 def _bearer(token):
@@ -79,6 +87,21 @@ def test_highest_role_counts_where_several_credentials_are_right():
     assert _required().authenticate(both).subject == "ops"
 
 
+def test_credentials_of_two_tenants_are_refused_together():
+    with pytest.raises(Forbidden, match="different tenants"):
+        _required().authenticate({"x-api-key": "key-of-shop"} | _bearer(_token(tenant="bank")))
+    with pytest.raises(Forbidden, match="different tenants"):
+        _required().authenticate({"x-api-key": "key-of-shop", "x-client-token": "client-token"})
+
+
+def test_operator_beside_a_credential_of_a_tenant_works_in_that_tenant():
+    both = {"x-api-key": "key-of-ops"} | _bearer(_token(tenant="shop"))
+    principal = _required().authenticate(both)
+    assert (principal.subject, principal.tenant, principal.role) == ("ops", "shop", "admin")
+    with pytest.raises(Forbidden):
+        _required().authenticate(both | {"x-tenant-id": "bank"})
+
+
 def test_token_gives_subject_role_tenant_and_scopes():
     token = _token(tenant="shop", scope="jobs read")
     assert _required().authenticate(_bearer(token)) == Principal(
@@ -93,14 +116,49 @@ def test_token_gives_subject_role_tenant_and_scopes():
         _token(exp=None),
         _token(sub=None),
         _token(role="root"),
+        _token(role=["admin"]),
+        _token(role={"admin": 1}),
+        _token(role=3),
         _token(tenant="a b"),
+        _token(tenant=["shop"]),
+        _token(scope=["jobs"]),
+        _token(exp="tomorrow"),
+        _odd("exp", "[]"),
+        _odd("exp", "1e400"),
+        _odd("nbf", "{}"),
+        _odd("iat", "[]"),
+        _odd("sub", "{}"),
+        f"{base64.urlsafe_b64encode(b'[' * 10_000).decode().rstrip('=')}.e30.e30",
         _token(secret="t" * 32),
         _token(algorithm="HS512", secret="s" * 64),
         jwt.encode({"sub": "ann", "exp": time.time() + 60}, "", "none"),
         "",
         "a.b.c",
     ],
-    ids=["expired", "endless", "nobody", "role", "tenant", "foreign", "HS512", "none", "empty", "garbage"],
+    ids=[
+        "expired",
+        "endless",
+        "nobody",
+        "role",
+        "role that is a list",
+        "role that is an object",
+        "role that is a number",
+        "tenant",
+        "tenant that is a list",
+        "scope that is a list",
+        "expiry that is a word",
+        "expiry that is a list",
+        "expiry that is infinite",
+        "begin that is an object",
+        "issue that is a list",
+        "subject that is an object",
+        "header nested too deep",
+        "foreign",
+        "HS512",
+        "none",
+        "empty",
+        "garbage",
+    ],
 )
 def test_token_that_is_not_ours_is_refused(token):
     with pytest.raises(Unauthenticated):
