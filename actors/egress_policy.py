@@ -32,6 +32,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAX_URL_CHARS = 8192
+_MAX_LABEL_CHARS = 63
+"""Source: RFC 1035, 2.3.4. The system's resolver breaks over longer ones."""
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_.])?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -157,7 +159,7 @@ def parse_target(url: str) -> Target:
         literal: Address | None = ipaddress.ip_address(host)
     except ValueError:
         literal = None
-        if not _HOST.fullmatch(host) or ".." in host:
+        if not _HOST.fullmatch(host) or ".." in host or max(map(len, host.split("."))) > _MAX_LABEL_CHARS:
             raise EgressRefused("the URL's host is not a name or an address") from None
     if isinstance(literal, ipaddress.IPv6Address) and literal.scope_id is not None:
         raise EgressRefused("an address with a zone is never public")

@@ -65,6 +65,7 @@ def build_app(service: RunService, settings: Settings) -> Door:
         redoc_url=None,
     )
     app.state.gate = Gate(settings)
+    app.state.dialects = [dialect.name for dialect in DIALECTS]
     app.state.figures = figures = RequestFigures()
     # The busiest routes come first: each request walks the list.
     app.include_router(task_routes(service, TASK_FORMS))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["PATH", "task_routes"]
 
 PATH = "/api/v1/tasks"
+_RESERVED_MARKERS = ("template",)
+"""Fields of forms that are still to come: a body that has one beside another form's is neither's."""
 
 _User = Annotated[Principal, Depends(requires("user"))]
 
@@ -40,6 +42,7 @@ def task_routes(service: RunService, forms: Sequence[TaskForm]) -> APIRouter:
     router = APIRouter(prefix=PATH, tags=["tasks"])
     form_by_dialect = {form.dialect: form for form in forms}
     form_by_marker = {form.marker: form for form in forms}
+    reserved = [marker for marker in _RESERVED_MARKERS if marker not in form_by_marker]
 
     def form_of(dialect: str) -> TaskForm:
         return form_by_dialect.get(dialect, forms[0])
@@ -50,8 +53,10 @@ def task_routes(service: RunService, forms: Sequence[TaskForm]) -> APIRouter:
     async def submit_task(request: Request, principal: _User) -> Response:
         body = await read_object(request)
         owners = [form for marker, form in form_by_marker.items() if marker in body]
-        if len(owners) != 1:
-            raise InvalidInput(_marker_message(list(form_by_marker), bool(owners)), field=forms[0].marker)
+        if not owners:
+            raise InvalidInput(_marker_message(list(form_by_marker), False), field=forms[0].marker)
+        if len(owners) > 1 or any(marker in body for marker in reserved):
+            raise InvalidInput(_marker_message([*form_by_marker, *reserved], True), field=forms[0].marker)
         return await owners[0].submit(service, principal, body)
 
     @router.get("/{task_id}", summary="Get a task's status and output", **described("TaskState"))

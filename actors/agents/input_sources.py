@@ -142,7 +142,10 @@ async def load(spec: InputSpec, context: AgentContext) -> Material:
         return _from_inline(spec, spec.data)
     if not spec.url:
         refuse(spec.input_id, "has neither data nor url")
-    scheme = urlsplit(spec.url).scheme.lower()
+    try:
+        scheme = urlsplit(spec.url).scheme.lower()
+    except ValueError:
+        refuse(spec.input_id, "the url cannot be read")
     if scheme in ("http", "https"):
         return await _from_address(spec, context)
     if scheme == "file":

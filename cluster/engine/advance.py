@@ -20,6 +20,7 @@ from cluster.engine.steps import (
     fail_attempt,
     finish_unit,
     lose_attempt,
+    plain_seconds,
     queue,
     release_backoff,
     unblock,
@@ -198,7 +199,13 @@ def _is_over_time(run: Run, now: float) -> bool:
 
 def _expire_run(run: Run, now: float, out: Outcome) -> None:
     limit_s = (run.record.deadline_at or now) - run.record.created_at
-    _end(run, RunEventKind.FAILED, now, out, Failure(FailureCode.TIMEOUT, f"not done within {limit_s:g} s"))
+    _end(
+        run,
+        RunEventKind.FAILED,
+        now,
+        out,
+        Failure(FailureCode.TIMEOUT, f"not done within {plain_seconds(limit_s)}"),
+    )
 
 
 def _cancel(run: Run, event: ev.CancelRequested, now: float, out: Outcome) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "fail_attempt",
     "finish_unit",
     "lose_attempt",
+    "plain_seconds",
     "queue",
     "release_backoff",
     "unblock",
@@ -235,6 +236,11 @@ def _forget_progress(run: Run, unit: Unit, step_run: StepRun) -> None:
     step_run.progress = 0.0
 
 
+def plain_seconds(duration_s: float) -> str:
+    """Say a duration to people, to the millisecond: differences of instants are not exact."""
+    return f"{max(duration_s, 0.001):.3f}".rstrip("0").rstrip(".") + " s"
+
+
 def expire_unit(run: Run, unit: Unit, now: float, jitter: float, out: Outcome) -> Settlement:
     """Take an attempt back whose deadline has passed."""
     step_run = run.unit(*unit)
@@ -242,7 +248,7 @@ def expire_unit(run: Run, unit: Unit, now: float, jitter: float, out: Outcome) -
     out.commands.append(StopStep(*unit, step_run.attempt, step_run.agent_id))
     limit_s = (step_run.deadline_at or now) - (step_run.started_at or now)
     failure = Failure(
-        FailureCode.TIMEOUT, f"attempt {step_run.attempt} took over {limit_s:g} s", retryable=True
+        FailureCode.TIMEOUT, f"attempt {step_run.attempt} took over {plain_seconds(limit_s)}", retryable=True
     )
     return fail_attempt(run, unit, failure, jitter, 0.0, now, out)
 

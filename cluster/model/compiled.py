@@ -256,7 +256,7 @@ def _output(plan: Plan, steps: tuple[CompiledStep, ...], index_by_name: dict[str
             if reference.root in {"item", "index"} or (
                 reference.root == "steps" and reference.step not in index_by_name
             ):
-                raise InvalidPlan(f"output: {reference} leads nowhere", field="output")
+                raise InvalidPlan(f"output: reference {reference.text} leads nowhere", field="output")
         return output
     last = [s.step.name for s in steps if not s.dependents]
     if len(last) == 1:

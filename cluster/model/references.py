@@ -71,6 +71,12 @@ class Reference(NamedTuple):
     step: str
     path: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """PATH, as clients write it."""
+        root = f"steps.{self.step}.output" if self.root == "steps" else self.root
+        return ".".join((root, *self.path))
+
 
 Lookup = Callable[[Reference], bytes]
 """Gives the raw JSON behind a reference."""
@@ -243,9 +249,8 @@ def resolve_path(raw: bytes, reference: Reference) -> bytes:
         try:
             node = node[int(key)] if isinstance(node, list) else node[key]
         except (KeyError, IndexError, TypeError, ValueError):
-            root = f"steps.{reference.step}.output" if reference.root == "steps" else reference.root
-            name = ".".join((root, *reference.path))
-            raise StepError(f"reference {name}: nothing at {key!r}", code="VALIDATION_ERROR") from None
+            message = f"reference {reference.text}: nothing at {key!r}"
+            raise StepError(message, code="VALIDATION_ERROR") from None
     return encode_value(node)
 
 

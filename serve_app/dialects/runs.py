@@ -5,7 +5,7 @@ Its statuses are the core's own words, and a Run of any dialect can be read here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -267,8 +267,8 @@ def _update_of(run_id: str, event: RunEvent) -> bytes:
 def _statuses_of(words: list[str]) -> list[RunStatus]:
     try:
         return [RunStatus(word) for word in words]
-    except ValueError as error:
-        raise InvalidInput(f"status: {error}; known are {', '.join(RunStatus)}", field="status") from None
+    except ValueError:
+        raise InvalidInput(f"status: must be one of {', '.join(RunStatus)}", field="status") from None
 
 
 def _whole(text: str, name: str) -> int:
@@ -296,6 +296,9 @@ def _add_routes(router: APIRouter, service: RunService) -> None:
         dialect: str | None = None,
     ) -> Response:
         statuses = _statuses_of(request.query_params.getlist("status"))
+        known: Sequence[str] = request.app.state.dialects
+        if dialect is not None and dialect not in known:
+            raise InvalidInput(f"dialect: must be one of {', '.join(known)}", field="dialect")
         runs, next_cursor = await service.list_runs(
             principal, statuses=statuses, dialect=dialect, limit=_whole(limit, "limit"), cursor=cursor
         )

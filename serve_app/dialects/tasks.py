@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -240,6 +241,8 @@ def _elements(inputs: list[TaskInput]) -> list[dict[str, Any]]:
         seen.add(input_id)
         if each.data is None and not each.url:
             raise InvalidInput(f"{where}: needs data or url", field=where)
+        if each.url and not _is_readable(each.url):
+            raise InvalidInput(f"{where}: the url cannot be read", field=where)
         if each.data is not None and each.type != "json" and not isinstance(each.data, str):
             raise InvalidInput(f"{where}: data of type {each.type} must be a string", field=where)
         elements.append(
@@ -253,6 +256,14 @@ def _elements(inputs: list[TaskInput]) -> list[dict[str, Any]]:
             }
         )
     return elements
+
+
+def _is_readable(url: str) -> bool:
+    try:
+        urlsplit(url)
+    except ValueError:
+        return False
+    return True
 
 
 def accepted_of(accepted: Accepted) -> TaskAccepted:

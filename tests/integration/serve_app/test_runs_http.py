@@ -60,7 +60,9 @@ async def test_list_is_newest_first_filtered_and_paged(client):
     assert other.json()["runs"] == []
 
 
-@pytest.mark.parametrize("query", ["status=odd", "limit=0", "limit=1001", "limit=x", "cursor=x"])
+@pytest.mark.parametrize(
+    "query", ["status=odd", "limit=0", "limit=1001", "limit=x", "cursor=x", "dialect=zzz", "dialect="]
+)
 async def test_wrong_query_is_refused(client, query):
     response = await client.get(f"/api/v1/runs?{query}")
     assert response.status_code == 422
@@ -116,6 +118,8 @@ REFUSED = {
     "waits for itself": {"plan": PLAN, "run_id": "r", "after": ["r"]},
     "empty id": {"plan": PLAN, "run_id": ""},
     "private webhook": {"plan": PLAN, "webhook_url": "http://127.0.0.1:1/"},
+    "webhook that cannot be read": {"plan": PLAN, "webhook_url": "http://["},
+    "webhook whose host is too long": {"plan": PLAN, "webhook_url": "http://" + "a" * 64 + ".example/"},
     "webhook of another scheme": {"plan": PLAN, "webhook_url": "file:///etc/passwd"},
     "blob reference in the plan": {
         "plan": {

@@ -219,6 +219,8 @@ async def test_unknown_bytes_stay_bytes(context) -> None:
         ({"type": "json", "data": ""}, "is empty"),
         ({"type": "text", "url": "ftp://example.org/a"}, "scheme"),
         ({"type": "text", "url": "file:///etc/passwd"}, "switched off"),
+        ({"type": "text", "url": "http://["}, "cannot be read"),
+        ({"type": "text", "url": "http://" + "a" * 64 + ".example/"}, "not a name"),
         ({"type": "text", "data": "x", "metadata": ["x"]}, "metadata"),
     ],
 )

@@ -224,6 +224,18 @@ def test_run_timeout_cancels_what_is_open_and_fails_the_run() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("timeout_s", "said"), [(0.001, "0.001 s"), (0.25, "0.25 s"), (2_592_000, "2592000 s")]
+)
+def test_run_timeout_is_told_as_it_was_given_although_instants_are_not_exact(
+    timeout_s: float, said: str
+) -> None:
+    stage = Stage(step("a"), timeout_s=timeout_s)
+    stage.now = T0 + timeout_s + 1.0
+    stage.send(ev.TimerFired(-1, -1, 0.5))
+    assert stage.run.record.error == Failure("TIMEOUT", f"not done within {said}")
+
+
 def test_run_timer_that_fires_early_is_set_again() -> None:
     stage = Stage(step("a"), timeout_s=30.0)
     stage.now = T0 + 29.0

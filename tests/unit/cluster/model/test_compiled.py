@@ -94,7 +94,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         plan_of({"name": "a", "inputs": {"$ref": "outputs.b"}}),
         "must begin with inputs",
     ),
-    "output of nobody": (plan_of(A, output={"$ref": "steps.z.output"}), "leads nowhere"),
+    "output of nobody": (
+        plan_of(A, output={"$ref": "steps.z.output.b"}),
+        "output: reference steps.z.output.b leads nowhere",
+    ),
     "output of an item": (plan_of(A, output={"$ref": "item"}), "leads nowhere"),
     "condition that is none": (plan_of({"name": "a", "when": "yes"}), "a condition is an object"),
     "number beyond 64 bits": (plan_of({"name": "a", "inputs": 2**64}), "not JSON"),
