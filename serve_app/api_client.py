@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import orjson
@@ -124,6 +125,38 @@ class ApiClient:
         if cursor:
             query.append(("cursor", cursor))
         return self._ask("GET", "/api/v1/runs", query=query)
+
+    def why(self, run_id: str) -> dict[str, Any]:
+        """Ask why Steps of a Run wait: `{"run_id", "status", "waits": […]}`."""
+        return self._ask("GET", f"/api/v1/runs/{run_id}/why")
+
+    def list_pools(self) -> dict[str, Any]:
+        """List pools: `{"pools": […], "at": …}`."""
+        return self._ask("GET", "/api/v1/pools")
+
+    def put_pool(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """Declare a pool, or change one."""
+        return self._ask("PUT", f"/api/v1/pools/{quote(name, safe='')}", spec)
+
+    def remove_pool(self, name: str) -> None:
+        """Remove a pool."""
+        self._ask("DELETE", f"/api/v1/pools/{quote(name, safe='')}")
+
+    def list_limits(self) -> dict[str, Any]:
+        """List limited keys: `{"limits": […]}`."""
+        return self._ask("GET", "/api/v1/limits")
+
+    def put_limit(self, key: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """Limit a key, or change its limit."""
+        return self._ask("PUT", f"/api/v1/limits/{quote(key, safe='')}", spec)
+
+    def remove_limit(self, key: str) -> None:
+        """Free a key."""
+        self._ask("DELETE", f"/api/v1/limits/{quote(key, safe='')}")
+
+    def capacity(self) -> dict[str, Any]:
+        """Read nodes, devices, who holds them, and what waits."""
+        return self._ask("GET", "/api/v1/capacity")
 
     def follow(self, run_id: str, last_seq: int = 0) -> Iterator[dict[str, Any]]:
         """Yield what happens to a Run, each event once and in order, until it has ended.

@@ -7,8 +7,7 @@ imported by the commands that start it, and by no other: `tutti ls` answers at o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +16,11 @@ import orjson
 import typer
 from rich.console import Console
 
-from cluster.errors import InvalidInput, TuttiError
+from cluster.errors import InvalidInput
 from cluster.settings import Settings, describe_settings
 from serve_app.api_client import ApiClient, read_task_input
+from serve_app.cli_capacity import capacity, limits_app, pools_app, why
+from serve_app.cli_options import DEFAULT_URL, ApiKey, Json, RunId, Token, Url, one_line_errors
 from serve_app.cli_output import print_json, show_run, show_runs, show_settings, watch_run
 
 __all__ = ["app", "cancel", "demo", "get", "list_runs", "main", "settings", "submit", "up", "watch"]
@@ -32,31 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_Url = Annotated[str, typer.Option("--url", envvar="TUTTI_URL", help="Where the service answers.")]
-_Token = Annotated[
-    str, typer.Option("--token", envvar="TUTTI_TOKEN", help="Bearer token.", show_default=False)
-]
-_ApiKey = Annotated[
-    str, typer.Option("--api-key", envvar="TUTTI_API_KEY", help="API key.", show_default=False)
-]
-_RunId = Annotated[str, typer.Argument(metavar="ID", help="Id of a Run.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-_DEFAULT_URL = "http://127.0.0.1:8000"
-
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except TuttiError as error:
-        lines = error.message.splitlines() or [type(error).__name__]
-        sys.stderr.write(f"error: {lines[0]}\n")
-        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -71,7 +51,7 @@ def up(
     durability: Annotated[str | None, typer.Option(help="strict or everysec. [default: strict]")] = None,
 ) -> None:
     """Run the service in the foreground; Ctrl-C drains and ends it. Other settings: `tutti settings`."""
-    with _one_line_errors():
+    with one_line_errors():
         from serve_app.launch.up import run_until_signalled
 
         settings = Settings.from_environment(
@@ -109,12 +89,12 @@ def submit(
     timeout_s: Annotated[float | None, typer.Option("--timeout", help="Limit in seconds.")] = None,
     metadata: Annotated[list[str] | None, typer.Option("--metadata", help="name=value, for --type.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
-    url: _Url = _DEFAULT_URL,
-    token: _Token = "",
-    api_key: _ApiKey = "",
+    url: Url = DEFAULT_URL,
+    token: Token = "",
+    api_key: ApiKey = "",
 ) -> None:
     """Submit a Plan, or a task by its type; print the id."""
-    with _one_line_errors(), ApiClient(url, token, api_key) as client:
+    with one_line_errors(), ApiClient(url, token, api_key) as client:
         if (plan is None) == (task_type is None):
             raise InvalidInput("give either a PLAN.json or --type")
         if task_type is not None:
@@ -140,22 +120,22 @@ def submit(
 
 
 @app.command()
-def watch(run_id: _RunId, url: _Url = _DEFAULT_URL, token: _Token = "", api_key: _ApiKey = "") -> None:
+def watch(run_id: RunId, url: Url = DEFAULT_URL, token: Token = "", api_key: ApiKey = "") -> None:
     """Follow a Run with progress bars until it has ended; exit 1 unless it succeeded."""
-    with _one_line_errors(), ApiClient(url, token, api_key) as client:
+    with one_line_errors(), ApiClient(url, token, api_key) as client:
         _watch(client, run_id)
 
 
 @app.command()
 def get(
-    run_id: _RunId,
-    as_json: _Json = False,
-    url: _Url = _DEFAULT_URL,
-    token: _Token = "",
-    api_key: _ApiKey = "",
+    run_id: RunId,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+    token: Token = "",
+    api_key: ApiKey = "",
 ) -> None:
     """Show a Run with its Steps and its output."""
-    with _one_line_errors(), ApiClient(url, token, api_key) as client:
+    with one_line_errors(), ApiClient(url, token, api_key) as client:
         run = client.get_run(run_id)
         if as_json:
             print_json(run)
@@ -165,14 +145,14 @@ def get(
 
 @app.command()
 def cancel(
-    run_id: _RunId,
+    run_id: RunId,
     reason: Annotated[str, typer.Option(help="Why, for people.")] = "",
-    url: _Url = _DEFAULT_URL,
-    token: _Token = "",
-    api_key: _ApiKey = "",
+    url: Url = DEFAULT_URL,
+    token: Token = "",
+    api_key: ApiKey = "",
 ) -> None:
     """Cancel a Run."""
-    with _one_line_errors(), ApiClient(url, token, api_key) as client:
+    with one_line_errors(), ApiClient(url, token, api_key) as client:
         sys.stdout.write(f"{client.cancel_run(run_id, reason)['status']}\n")
 
 
@@ -183,13 +163,13 @@ def list_runs(
         list[str] | None, typer.Option(help="Only Runs of this status; may be repeated.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
-    as_json: _Json = False,
-    url: _Url = _DEFAULT_URL,
-    token: _Token = "",
-    api_key: _ApiKey = "",
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+    token: Token = "",
+    api_key: ApiKey = "",
 ) -> None:
     """List Runs, newest first."""
-    with _one_line_errors(), ApiClient(url, token, api_key) as client:
+    with one_line_errors(), ApiClient(url, token, api_key) as client:
         page = client.list_runs(status or [], limit)
         if as_json:
             print_json(page)
@@ -197,10 +177,16 @@ def list_runs(
             show_runs(Console(), page["runs"])
 
 
+app.command()(why)
+app.command()(capacity)
+app.add_typer(pools_app)
+app.add_typer(limits_app)
+
+
 @app.command()
-def settings(as_json: _Json = False) -> None:
+def settings(as_json: Json = False) -> None:
     """List all settings with meaning, unit, default and present value; secrets are masked."""
-    with _one_line_errors():
+    with one_line_errors():
         lines = describe_settings(Settings.from_environment())
         if as_json:
             print_json([asdict(line) for line in lines])
@@ -214,7 +200,7 @@ def demo(
     data_dir: Annotated[Path, typer.Option(help="Data directory of the demo.")] = Path(".tutti/demo"),
 ) -> None:
     """Start the service on free ports, make a report of the sample data, show it, and end everything."""
-    with _one_line_errors():
+    with one_line_errors():
         from serve_app.launch.demo import run_demo
 
         run_demo(Console(), out, data_dir)
