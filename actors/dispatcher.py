@@ -5,7 +5,9 @@ first); keys say who may. What has begun goes on before something new begins, so
 at a time and a Step that ends hands its slot to the next of its Run. A suspect (its replicas died under it
 before, and once more would be once too often) runs alone on a replica, so that only the guilty one is
 counted: it waits until this orchestrator was given every slot of one, where no other can have an attempt
-then. Where slots and shares of keys come from is the scheduler's business; this module only asks and uses.
+then. That may take long and so may the suspect: after a minute of either it has company again, and if the
+replica dies then, only the suspect is counted. Where slots and shares of keys come from is the scheduler's
+business; this module only asks and uses.
 """
 
 from __future__ import annotations
@@ -274,19 +276,19 @@ class Dispatcher:
                 line.wake_at(wake_at - now, lambda: self.serve_pool(line.name))
             self._ask()
 
-    def _begin(self, line: PoolLine, step: QueuedStep, link: ReplicaLink, now: float) -> bool:
-        """Start a step that has been taken out of its queue with its keys; False where it cannot."""
+    def _begin(self, line: PoolLine, step: QueuedStep, link: ReplicaLink, now: float) -> AttemptKey | None:
+        """Start a step that has been taken out of its queue with its keys; None where it cannot."""
         self._leave(step)
         attempt = self._assign(step.item.ready, link)
         keys = (tenant_key(step.tenant), *step.keys)
         if attempt is None:
             line.queue.settle(step, 0.0)
             self._wake(self.shares.limits.release(keys, now))
-            return False
+            return None
         self.shares.hold_taken(attempt, keys, now, step, line.queue)
         if step.lane:
             link.hold_model(step.lane)
-        return True
+        return attempt
 
     def _serve_suspects(
         self, line: PoolLine, links: Sequence[ReplicaLink], now: float
@@ -297,11 +299,13 @@ class Dispatcher:
             The links that are left for all others.
         """
         slots = line.entry.slots_per_replica if line.entry is not None else 0
-        whole = (link for link in links if link.slots >= slots and not link.was_replaced)
-        aside = next(whole, None)
+        whole = [link for link in links if link.slots >= slots and not link.suspect and not link.was_replaced]
+        if line.aside not in whole:
+            line.set_aside(next(iter(whole), None))
+        aside = line.aside
         if aside is None:
             return links
-        while line.suspects and not aside.held and not aside.stopping:
+        while line.suspects and aside.is_free_for_suspect(time.monotonic()):
             step = line.suspects[0][3]
             keys = (tenant_key(step.tenant), *step.keys)
             if self.shares.blocks(keys, now):
@@ -309,7 +313,9 @@ class Dispatcher:
                 return links
             heapq.heappop(line.suspects)
             self.shares.limits.acquire(keys, now)
-            aside.exclusive = self._begin(line, step, aside, now)
+            attempt = self._begin(line, step, aside, now)
+            if attempt is not None:
+                aside.isolate(attempt, time.monotonic())
         return [link for link in links if link is not aside]
 
     def _refuse(self, line: PoolLine, reason: str) -> None:
@@ -414,6 +420,9 @@ class Dispatcher:
 
     def check_links(self) -> None:
         """Look for silent and stuck replicas, and for keys whose attempts another owner counts by now."""
+        for line in self.lines.values():
+            if line.suspects or any(link.suspect for link in line.links):
+                self._to_serve[line] = None
         self._replicas.check(self.lines)
         self._wake(self.shares.release_handed_over(self.now()))
         self.serve_woken()

@@ -216,11 +216,13 @@ class Driver:
         self.dispatcher.drop(link)
         self._replace_replica(link.replica_id, reason)
         most = self.dispatcher.max_crashes(link)
-        for run_id, step, item, attempt in list(link.held):
+        for key in list(link.held):
+            run_id, step, item, attempt = key
+            is_to_blame = link.is_to_blame(key)
             found = self.find(run_id)
             if found is not None:
                 self.timers.clear((run_id, step, item))
-                self.apply(*found, ev.AttemptLost(step, item, attempt, reason, not link.was_replaced, most))
+                self.apply(*found, ev.AttemptLost(step, item, attempt, reason, is_to_blame, most))
         self.dispatcher.serve_pool(link.entry.pool)
 
     def on_replica_stuck(self, link: ReplicaLink, reason: str) -> None:
@@ -312,7 +314,14 @@ class Driver:
         metadata = orjson.dumps(run.header.metadata)
         link.send(
             StepCall(
-                key, step.name, step.capability, command.inputs, metadata, run.header.tenant, deadline_at
+                key,
+                step.name,
+                step.capability,
+                command.inputs,
+                metadata,
+                run.header.tenant,
+                deadline_at,
+                time.time(),
             )
         )
 

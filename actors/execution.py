@@ -151,15 +151,24 @@ async def _in_thread(host: Host, context: AttemptContext, bound: Any, inputs: An
     """Run sync code in a thread. When cancelled, the thread is told and waited for: its slot is not free
     before.
     """
-    work = host.loop.run_in_executor(host.threads, bound, inputs, capability, context)
+    work = host.loop.run_in_executor(host.threads, _call, bound, inputs, capability, context)
     try:
-        return await asyncio.shield(work)
+        output, error = await asyncio.shield(work)
     except asyncio.CancelledError:
         context.stop()
         await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()
         raise
+    if error is not None:
+        raise error
+    return output
+
+
+def _call(bound: Any, *arguments: Any) -> tuple[Any, BaseException | None]:
+    """Call sync code. What it raises is returned: a future would swallow StopIteration and never be done."""
+    try:
+        return bound(*arguments), None
+    except BaseException as error:  # noqa: BLE001 - it is raised again where the attempt is reported
+        return None, error
 
 
 def failure_of(error: BaseException) -> tuple[Failure, float]:

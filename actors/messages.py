@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 __all__ = [
+    "NO_ATTEMPT",
     "AttemptKey",
     "Exchange",
     "Report",
@@ -17,10 +18,19 @@ __all__ = [
 
 AttemptKey = tuple[str, int, int, int]
 """(run id, step, item, attempt): names one execution."""
+NO_ATTEMPT: AttemptKey = ("", -1, -1, 0)
+"""Names none."""
 
 
 class StepCall(msgspec.Struct, array_like=True):
-    """An attempt handed to a replica. `inputs` and `metadata` are raw JSON; `deadline_at` is Unix seconds."""
+    """An attempt handed to a replica.
+
+    Attributes:
+        inputs: Raw JSON, as `metadata`.
+        deadline_at: Unix seconds.
+        sent_at: Unix seconds. It tells a call that came twice from a new one with the same key: a store that
+            lost its last moments lets an owner begin an attempt anew that the replica had already.
+    """
 
     key: AttemptKey
     name: str
@@ -29,6 +39,7 @@ class StepCall(msgspec.Struct, array_like=True):
     metadata: bytes
     tenant: str
     deadline_at: float
+    sent_at: float = 0.0
 
 
 class Exchange(msgspec.Struct, array_like=True):
@@ -55,7 +66,8 @@ class Report(msgspec.Struct, array_like=True):
     Attributes:
         seq: 1, 2, 3, … per caller.
         kind: "ok" (payload: raw JSON), "failed" (payload: JSON of Failure, number: seconds the other side
-            asked to wait), "progress" (payload: message, number: 0 to 1), "stopped".
+            asked to wait), "progress" (payload: message, number: 0 to 1), "stopped"; "moved" stands where
+            one was that was asked for elsewhere.
     """
 
     seq: int

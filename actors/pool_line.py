@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -104,6 +105,7 @@ class PoolLine:
         queue: What waits.
         suspects: What waits to run alone on a replica; a heap.
         links: Its replicas.
+        aside: The one that empties for the first suspect; None where none does.
     """
 
     def __init__(self, name: str, limits: Limits, weight_of: Callable[[str], float]) -> None:
@@ -112,6 +114,7 @@ class PoolLine:
         self.queue = PoolQueue(name, limits, weight_of=weight_of)
         self.suspects: list[tuple[int, float, int, QueuedStep]] = []
         self.links: list[ReplicaLink] = []
+        self.aside: ReplicaLink | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._number = 0
 
@@ -122,8 +125,16 @@ class PoolLine:
 
     def add_suspect(self, step: QueuedStep) -> None:
         """Let a step wait for a replica of its own: by priority, then the older Run."""
+        if not self.suspects:
+            self.aside = None
         self._number += 1
         heapq.heappush(self.suspects, (-step.priority, step.enqueued_at, self._number, step))
+
+    def set_aside(self, link: ReplicaLink | None) -> None:
+        """Let a replica empty for the first suspect."""
+        self.aside = link
+        if link is not None:
+            link.alone_since = time.monotonic()
 
     def remove(self, ready: Ready, now: float) -> QueuedStep | None:
         """Take a step out that waits here; None where it does not."""

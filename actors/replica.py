@@ -12,6 +12,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
@@ -25,6 +26,7 @@ from actors.agent import declaration_of
 from actors.execution import AttemptContext, Host, execute, failure_of
 from actors.local_socket import SocketAddress, SocketServer
 from actors.messages import (
+    NO_ATTEMPT,
     AttemptKey,
     Report,
     Reports,
@@ -57,24 +59,47 @@ class ReplicaConfig(NamedTuple):
 
 
 class _Mailbox:
-    """Reports for one orchestrator."""
+    """Reports for one orchestrator.
+
+    Attributes:
+        done: Attempts whose outcome is among the reports, to the `sent_at` of their calls.
+    """
 
     __slots__ = ("done", "given", "last_seen_at", "news", "reports", "seq", "waiter")
 
     def __init__(self, seq: int) -> None:
         self.reports: deque[Report] = deque()
-        self.done: set[AttemptKey] = set()
+        self.done: dict[AttemptKey, float] = {}
         self.seq = self.given = seq
         self.news = asyncio.Event()
         self.waiter = 0
         self.last_seen_at = time.monotonic()
 
-    def add(self, kind: str, key: AttemptKey, payload: bytes = b"", number: float = 0.0) -> None:
+    def add(
+        self,
+        kind: str,
+        key: AttemptKey,
+        payload: bytes = b"",
+        number: float = 0.0,
+        *,
+        sent_at: float = 0.0,
+    ) -> None:
         self.seq += 1
         self.reports.append(Report(self.seq, kind, key, payload, number))
         if kind in _FINAL:
-            self.done.add(key)
+            self.done[key] = sent_at
         self.news.set()
+
+    def pull(self, wanted: Collection[AttemptKey]) -> list[tuple[Report, float]]:
+        """Take outcomes out, with the `sent_at` of their calls; their numbers stay: a gap would hold acks."""
+        if not any(key in self.done for key in wanted):
+            return []
+        pulled = []
+        for position, report in enumerate(self.reports):
+            if report.kind in _FINAL and report.key in wanted:
+                pulled.append((report, self.done.pop(report.key)))
+                self.reports[position] = Report(report.seq, "moved", NO_ATTEMPT)
+        return pulled
 
     def take_new(self) -> list[Report]:
         """Reports that no call has carried yet."""
@@ -86,17 +111,19 @@ class _Mailbox:
 
     def forget(self, ack: int) -> None:
         while self.reports and self.reports[0].seq <= ack:
-            self.done.discard(self.reports.popleft().key)
+            self.done.pop(self.reports.popleft().key, None)
 
 
 class _Attempt:
     """An attempt this replica holds."""
 
-    __slots__ = ("call", "caller", "context", "task")
+    __slots__ = ("call", "caller", "context", "is_stopped", "sent_at", "task")
 
     def __init__(self, caller: str, call: StepCall) -> None:
         self.caller = caller
         self.call = call
+        self.sent_at = call.sent_at
+        self.is_stopped = False
         self.context: AttemptContext | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -199,19 +226,11 @@ class Replica:
         self._start()
         mailbox = self._mailbox(caller, seen)
         wanted = {(run_id, step, item, attempt) for run_id, step, item, attempt in keys}
-        held = wanted & mailbox.done
-        for other_id, other in list(self._mailboxes.items()):
-            if other_id == caller:
-                continue
-            kept: deque[Report] = deque()
-            for report in other.reports:
-                if report.key in wanted and report.kind in _FINAL:
-                    mailbox.add(report.kind, report.key, report.payload, report.number)
-                    held.add(report.key)
-                else:
-                    kept.append(report)
-            other.reports = kept
-            other.done -= held
+        held = set()
+        # From its own mailbox too: what came while the caller had lost the Run, it did not look at.
+        for report, sent_at in [each for box in self._mailboxes.values() for each in box.pull(wanted)]:
+            mailbox.add(report.kind, report.key, report.payload, report.number, sent_at=sent_at)
+            held.add(report.key)
         for key in wanted & self._attempts.keys():
             self._attempts[key].caller = caller
             held.add(key)
@@ -227,8 +246,20 @@ class Replica:
     # -- attempts
 
     def _take(self, caller: str, call: StepCall) -> None:
-        if call.key in self._attempts or call.key in self._mailbox(caller).done:
+        held = self._attempts.get(call.key)
+        if held is not None:
+            if held.sent_at == call.sent_at:
+                return  # the call came twice
+            # The store had forgotten that it was sent, and it may have another owner now.
+            if held.call.inputs == call.inputs:
+                held.caller, held.sent_at = caller, call.sent_at
+                return
+            self._abandon(held)
+        elif self._mailbox(caller).done.get(call.key) == call.sent_at:
             return  # the call came twice
+        else:
+            for mailbox in self._mailboxes.values():
+                mailbox.pull((call.key,))
         attempt = _Attempt(caller, call)
         self._attempts[call.key] = attempt
         if self._num_running < self._config.concurrency:
@@ -252,23 +283,42 @@ class Replica:
         bound = self._bound.get(call.capability)
         kind, payload, number = "ok", b"", 0.0
         try:
-            if bound is None:
+            if attempt.is_stopped:
+                kind = "stopped"
+            elif bound is None:
                 failure = Failure(
                     FailureCode.AGENT_UNAVAILABLE, f"{self._config.replica_id} does not serve this"
                 )
                 kind, payload = "failed", _failures.encode(failure)
             else:
                 payload = await execute(bound, call, context, host)
-        except asyncio.CancelledError:
-            kind = "stopped"
-        except Exception as error:  # noqa: BLE001 - an agent's code may raise anything; it becomes the Step's failure
-            failure, number = failure_of(error)
-            kind, payload = "failed", _failures.encode(failure)
-        self._attempts.pop(call.key, None)
-        self._mailbox(attempt.caller).add(kind, call.key, payload, number)
+        except BaseException as error:  # noqa: BLE001 - an agent's code may raise anything, also what ends a process
+            if attempt.is_stopped:
+                kind = "stopped"
+            else:
+                failure, number = failure_of(error)
+                kind, payload = "failed", _failures.encode(failure)
+        if self._attempts.get(call.key) is attempt:
+            del self._attempts[call.key]
+            self._mailbox(attempt.caller).add(kind, call.key, payload, number, sent_at=attempt.sent_at)
         self._num_running -= 1
         while self._queue and self._num_running < self._config.concurrency:
             self._launch(self._queue.popleft())
+
+    def _abandon(self, attempt: _Attempt) -> None:
+        """Stop an attempt that nobody will ask for; it reports to nobody."""
+        del self._attempts[attempt.call.key]
+        if attempt.task is None:
+            self._queue.remove(attempt)
+        else:
+            self._cancel(attempt, attempt.task)
+
+    @staticmethod
+    def _cancel(attempt: _Attempt, task: asyncio.Task[None]) -> None:
+        attempt.is_stopped = True
+        if attempt.context is not None:  # else it has not begun: it would never report
+            attempt.context.stop()
+            task.cancel()
 
     def _stop(self, key: AttemptKey, mailbox: _Mailbox) -> None:
         attempt = self._attempts.get(key)
@@ -280,9 +330,7 @@ class Replica:
             del self._attempts[key]
             mailbox.add("stopped", key)
             return
-        if attempt.context is not None:
-            attempt.context.stop()
-        attempt.task.cancel()
+        self._cancel(attempt, attempt.task)
 
     async def _sweep(self) -> None:
         """Stop what belongs to an orchestrator that has not called for a minute: nobody would take the

@@ -19,11 +19,13 @@ from cluster.scheduling.affinity import Affinity
 if TYPE_CHECKING:
     from actors.pool_table import ReplicaEntry
 
-__all__ = ["LinkOwner", "ReplicaLink"]
+__all__ = ["ALONE_S", "LinkOwner", "ReplicaLink"]
 
 _MAX_IN_FLIGHT = 2
 _SILENCE_S = 30.0
 _UNREACHABLE_PAUSE_S = 0.5
+ALONE_S = 60.0
+"""How long a replica waits to be empty for a suspect, and how long a suspect then has it for itself."""
 
 
 class LinkOwner(Protocol):
@@ -47,7 +49,10 @@ class ReplicaLink:
         held: Attempts there that are ours, or have a slot kept, to the instant of it (monotonic seconds).
         stopping: Attempts told to stop, to the instant of it.
         was_replaced: Whether it was asked to be killed; what it holds is not to blame.
+        is_silent: Whether it was for not answering: what it holds may block it, and is to blame.
         exclusive: Whether one suspect attempt has the replica for itself.
+        suspect: That attempt, also while others have joined it; None where there is none.
+        alone_since: Since when it empties for a suspect, or a suspect has it for itself (monotonic seconds).
         slots: How many attempts this orchestrator may have there.
         affinity: How far it may go past others for the model it has loaded; None where it has none.
     """
@@ -58,9 +63,12 @@ class ReplicaLink:
         self.held: dict[AttemptKey, float] = {}
         self.stopping: dict[AttemptKey, float] = {}
         self.exclusive = False
+        self.suspect: AttemptKey | None = None
+        self.alone_since = 0.0
         self.affinity: Affinity | None = None
         self.lost = False
         self.was_replaced = False
+        self.is_silent = False
         self._caller = caller
         self._owner = owner
         self._there: set[AttemptKey] = set()  # sent or adopted: what a waiting call can bring news of
@@ -142,6 +150,26 @@ class ReplicaLink:
         """Let the replica forget reports up to `seq`."""
         self._ack = max(self._ack, seq)
 
+    def is_free_for_suspect(self, now: float) -> bool:
+        """Whether it is empty, or was waited for long enough (`now`: monotonic seconds)."""
+        if self.suspect is not None or self.num_free <= 0:
+            return False
+        return not (self.held or self.stopping) or now - self.alone_since > ALONE_S
+
+    def isolate(self, suspect: AttemptKey, now: float) -> None:
+        """Leave the replica to a suspect for a while."""
+        self.suspect, self.exclusive, self.alone_since = suspect, True, now
+
+    def _look_after_suspect(self) -> None:
+        if self.suspect is not None and self.suspect not in self.held and self.suspect not in self.stopping:
+            self.suspect, self.exclusive = None, False
+
+    def is_to_blame(self, key: AttemptKey) -> bool:
+        """Whether an attempt counts a crash when the replica dies: beside a suspect nobody else does."""
+        if self.was_replaced and not self.is_silent:
+            return False
+        return self.suspect is None or self.suspect == key
+
     def close(self) -> None:
         """Give the line up; the replica keeps what it holds for whoever adopts it."""
         self.lost = True
@@ -210,8 +238,7 @@ class ReplicaLink:
                     self.held.pop(report.key, None)
                     self._there.discard(report.key)
                     self.stopping.pop(report.key, None)
-            if self.exclusive and not self.held and not self.stopping:
-                self.exclusive = False
+            self._look_after_suspect()
             self._owner.on_reports(self, reports)
         self._wanted.set()
 
@@ -237,7 +264,11 @@ class ReplicaLink:
         """Look for silence and for attempts that do not stop (`now`: monotonic seconds)."""
         if self.lost:
             return
+        self._look_after_suspect()
+        if self.exclusive and now - self.alone_since > ALONE_S:
+            self.exclusive = False
         if self._in_flight and now - self._last_answer_at > _SILENCE_S:
+            self.is_silent = True
             self._owner.on_replica_stuck(self, f"silent for {_SILENCE_S:g} s")
         elif self.stopping and now - min(self.stopping.values()) > stop_grace_s:
             self._owner.on_replica_stuck(self, f"did not stop within {stop_grace_s:g} s")

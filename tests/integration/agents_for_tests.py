@@ -100,3 +100,23 @@ async def hoard(inputs: Json, context: AgentContext) -> Json:
     while not await asyncio.to_thread(until.exists):  # noqa: ASYNC110 - a test tells other processes by files
         await asyncio.sleep(0.02)
     return {"kept": kept, "padding": "x" * inputs["padding"]}
+
+
+@agent("odd")
+async def odd(inputs: Json) -> Json:
+    """Raise what usually ends a process, a generator or a task."""
+    raise_odd(inputs["raise"])
+    return None
+
+
+@agent("odd_in_thread")
+def odd_in_thread(inputs: Json) -> Json:
+    """The same in a thread."""
+    raise_odd(inputs["raise"])
+    return None
+
+
+def raise_odd(name: str) -> None:
+    """Raise an exception by its name."""
+    kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, asyncio.CancelledError)
+    raise next(kind for kind in kinds if kind.__name__ == name)("on purpose")

@@ -13,24 +13,34 @@ from pathlib import Path
 import orjson
 import pytest
 
-from actors.messages import AttemptKey, Exchange, Report, StepCall, decode_reports, encode
+from actors.messages import NO_ATTEMPT, AttemptKey, Exchange, Report, StepCall, decode_reports, encode
 from actors.replica import Replica, ReplicaConfig
 
 
 @pytest.fixture
 async def replica(tmp_path: Path) -> AsyncIterator[Replica]:
-    agents = ("tests.integration.agents_for_tests:nap",)
+    module = "tests.integration.agents_for_tests"
+    agents = (f"{module}:nap", f"{module}:odd", f"{module}:odd_in_thread")
     replica = Replica(ReplicaConfig("agent-1", agents, 4, str(tmp_path), 1 << 18, (), ()))
     yield replica
+    if replica._host is not None:
+        replica._host.threads.shutdown()
     if replica._sweeper is not None:
         replica._sweeper.cancel()
         with suppress(asyncio.CancelledError):
             await replica._sweeper
 
 
-def call(number: int, log: Path, seconds: float = 0.0) -> StepCall:
+def call(number: int, log: Path, seconds: float = 0.0, sent_at: float = 1.0) -> StepCall:
     inputs = orjson.dumps({"seconds": seconds, "n": number, "log": str(log)})
-    return StepCall((f"run-{number}", 0, -1, 1), "work", "nap", inputs, b"{}", "default", time.time() + 60)
+    key = (f"run-{number}", 0, -1, 1)
+    return StepCall(key, "work", "nap", inputs, b"{}", "default", time.time() + 60, sent_at)
+
+
+def odd_call(how: str, capability: str = "odd") -> StepCall:
+    key = (f"run-{how}-{capability}", 0, -1, 1)
+    inputs = orjson.dumps({"raise": how})
+    return StepCall(key, "work", capability, inputs, b"{}", "default", time.time() + 60, 1.0)
 
 
 async def exchange(replica: Replica, caller: str = "a", **fields: object) -> list[Report]:
@@ -78,7 +88,7 @@ async def test_report_is_kept_until_its_effect_is_durable_and_forgotten_then(
     assert await exchange(replica, seen=0, ack=0, again=True) == [report, later], "seen is not durable"
     assert await exchange(replica, seen=0, ack=1, again=True) == [later]
     (mailbox,) = replica._mailboxes.values()
-    assert mailbox.done == {other.key}, "what is forgotten takes no room"
+    assert list(mailbox.done) == [other.key], "what is forgotten takes no room"
 
 
 async def test_heir_gets_what_the_dead_owner_never_acknowledged_and_what_still_runs(
@@ -96,6 +106,95 @@ async def test_heir_gets_what_the_dead_owner_never_acknowledged_and_what_still_r
     assert keys_of(taken) == [done.key, running.key]
     assert await replica.adopt("heir", 2, [done.key]) == [done.key], "asked twice, answered twice"
     assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+async def test_owner_that_lost_a_run_and_got_it_back_is_told_again_what_it_did_not_look_at(
+    replica: Replica, tmp_path: Path
+) -> None:
+    work = call(1, tmp_path / "log")
+    (report,) = await exchange(replica, calls=[work])
+
+    assert await replica.adopt("a", 1, [work.key]) == [work.key]
+
+    (told,) = await exchange(replica, seen=1)
+    assert (told.seq, told.kind, told.payload) == (2, "ok", report.payload)
+
+
+async def test_report_that_moves_to_an_heir_leaves_no_gap_for_an_owner_that_still_lives(
+    replica: Replica, tmp_path: Path
+) -> None:
+    moved, kept = call(1, tmp_path / "log"), call(2, tmp_path / "log")
+    await exchange(replica, calls=[moved])
+    await replica.adopt("heir", 0, [moved.key])
+
+    reports = await exchange(replica, calls=[kept])
+    reports = await exchange(replica, again=True)
+
+    assert [(each.seq, each.kind, tuple(each.key)) for each in reports] == [
+        (1, "moved", NO_ATTEMPT),
+        (2, "ok", kept.key),
+    ]
+
+
+async def test_attempt_that_a_store_without_its_last_moments_begins_anew_belongs_to_who_began_it(
+    replica: Replica, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    before = call(1, log, seconds=0.1)
+    first = asyncio.create_task(exchange(replica, calls=[before]))
+    await asyncio.sleep(0)
+
+    (report,) = await exchange(replica, "other", calls=[call(1, log, seconds=0.1, sent_at=2.0)])
+
+    assert (tuple(report.key), report.kind) == (before.key, "ok")
+    assert len(log.read_text().splitlines()) == 1, "it was under way with the same inputs"
+    first.cancel()
+
+
+async def test_attempt_that_begins_anew_with_other_inputs_or_after_its_end_is_executed_again(
+    replica: Replica, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    endless = call(1, log, seconds=600.0)
+    first = asyncio.create_task(exchange(replica, calls=[endless]))
+    while not log.exists():  # noqa: ASYNC110 - until it has begun
+        await asyncio.sleep(0)
+
+    (report,) = await exchange(replica, "other", calls=[call(1, log, sent_at=2.0)])
+    (again,) = await exchange(replica, "third", calls=[call(1, log, sent_at=3.0)])
+
+    assert [report.kind, again.kind] == ["ok", "ok"]
+    assert len(log.read_text().splitlines()) == 3
+    assert not replica._attempts
+    first.cancel()
+
+
+@pytest.mark.parametrize("capability", ["odd", "odd_in_thread"])
+@pytest.mark.parametrize(
+    "how", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError", "StopIteration"]
+)
+async def test_agent_that_raises_what_ends_other_processes_fails_its_step_and_nothing_else(
+    replica: Replica, how: str, capability: str
+) -> None:
+    (report,) = await exchange(replica, calls=[odd_call(how, capability)])
+
+    assert report.kind == "failed"
+    assert how in orjson.loads(report.payload)["message"]
+    assert replica._num_running == 0
+
+
+async def test_attempt_that_is_stopped_before_it_has_begun_gives_its_slot_back(
+    replica: Replica, tmp_path: Path
+) -> None:
+    work = call(1, tmp_path / "log", seconds=600.0)
+    first, second = (
+        asyncio.create_task(exchange(replica, **fields))
+        for fields in ({"calls": [work]}, {"stops": [work.key]})
+    )
+    reports = [*await first, *await second]
+
+    assert [(tuple(each.key), each.kind) for each in reports] == [(work.key, "stopped")]
+    assert replica._num_running == 0
 
 
 class Line:
