@@ -74,7 +74,9 @@ class AgentContext(Protocol):
         """Whether the result is no longer wanted. Sync agents look at it between pieces of work."""
 
     def read_blob(self, reference: dict[str, Any]) -> bytes:
-        """Read the bytes behind a blob reference (`{"$blob": digest, "size_bytes": …, "media_type": …}`)."""
+        """Read the bytes behind a blob reference (`{"$blob": digest, "size_bytes": …, "media_type": …,
+        "seal": …}`). One without its seal, which somebody else made up, is refused.
+        """
 
     def write_blob(self, content: bytes, media_type: str) -> dict[str, Any]:
         """Store bytes, synced, and return a reference that may stand anywhere in a result."""

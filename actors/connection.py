@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from actors.handles import NAMESPACE, find_actor, orchestrator_name
-from actors.ray_cluster import attach
+from actors.ray_cluster import attach, check_attached
 from cluster.errors import Unavailable
 
 __all__ = ["connect"]
@@ -28,15 +28,18 @@ def connect(address: str | None = None, number: int | None = None) -> Any:
     """Return the handle of an orchestrator actor.
 
     Args:
-        address: The Ray cluster to attach to where this process is not attached yet, `host:port` as
-            `tutti up` prints it; None finds one as `ray.init` does.
+        address: The Ray cluster to attach to, `host:port` as `tutti up` prints it; None takes the one this
+            process is attached to, or finds one as `ray.init` does.
         number: Which orchestrator; None takes one at random.
 
     Raises:
-        Unavailable: Nobody answers there, Ray's token is not taken, or no Tutti runs there.
+        Unavailable: Nobody answers there, Ray's token is not taken, no Tutti runs there, or this process is
+            attached to another cluster.
     """
     if not ray.is_initialized():
         attach(address, namespace=NAMESPACE)
+    elif address not in (None, "auto"):
+        check_attached(str(address))
     numbers = [number] if number is not None else list(range(_MAX_ORCHESTRATORS))
     found = []
     for each in numbers:

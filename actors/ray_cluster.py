@@ -20,9 +20,10 @@ from ray._private.services import canonicalize_bootstrap_address
 
 from cluster.errors import Unavailable
 
-__all__ = ["attach", "check_cluster"]
+__all__ = ["attach", "check_attached", "check_cluster"]
 
 _ALIVE_METHOD = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_ID_METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 _ANSWER_S = 3.0
 
 
@@ -49,6 +50,24 @@ def attach(address: str | None = None, **options: Any) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def check_attached(address: str) -> None:
+    """Make sure that the cluster this process is attached to is the one at an address, by whatever name.
+
+    Args:
+        address: `host:port`.
+
+    Raises:
+        Unavailable: It is another, or nobody answers there.
+    """
+    own = str(ray.get_runtime_context().gcs_address)
+    if address == own:
+        return
+    check_cluster(address)
+    answers = [_ask(each, _ANSWER_S, _ID_METHOD) for each in (own, address)]
+    if answers[0] != answers[1] or answers[0][0] is not grpc.StatusCode.OK:
+        raise Unavailable(f"this process is attached to the Ray cluster at {own}, and {address} is another")
+
+
 def check_cluster(address: str, timeout_s: float = _ANSWER_S) -> None:
     """Ask a cluster's control store whether it lives; from then on this process uses Ray's token if it must.
 
@@ -59,9 +78,9 @@ def check_cluster(address: str, timeout_s: float = _ANSWER_S) -> None:
     Raises:
         Unavailable: Nobody answers there, it is no Ray, or it does not take our token.
     """
-    status = _ask(address, timeout_s)
+    status, _ = _ask(address, timeout_s)
     if status is grpc.StatusCode.UNAUTHENTICATED and _use_token():
-        status = _ask(address, timeout_s)
+        status, _ = _ask(address, timeout_s)
     if status is grpc.StatusCode.UNAUTHENTICATED:
         raise Unavailable(
             f"the Ray cluster at {address} asks for its token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)"
@@ -80,14 +99,14 @@ def _find() -> str:
     return str(found)
 
 
-def _ask(address: str, timeout_s: float) -> grpc.StatusCode:
+def _ask(address: str, timeout_s: float, method: str = _ALIVE_METHOD) -> tuple[grpc.StatusCode, bytes]:
+    """Call a method without arguments; its answer is not decoded."""
     with init_grpc_channel(address) as channel:
-        call = channel.unary_unary(_ALIVE_METHOD, request_serializer=bytes, response_deserializer=bytes)
+        call = channel.unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
         try:
-            call(b"", timeout=timeout_s)
+            return grpc.StatusCode.OK, bytes(call(b"", timeout=timeout_s))
         except grpc.RpcError as error:
-            return error.code()
-        return grpc.StatusCode.OK
+            return error.code(), b""
 
 
 def _use_token() -> bool:

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import msgspec
-import orjson
 
 from cluster.errors import InvalidInput, StaleOwner, TuttiError, Unavailable
 from cluster.model.compiled import CompiledPlan, compile_plan
 from cluster.model.plan import Json, Submission
-from cluster.model.submission_rules import check_priority, check_submission
+from cluster.model.submission_rules import (
+    check_metadata_size,
+    check_priority,
+    check_submission,
+    check_tenant,
+    encode_value,
+)
 from cluster.store import keys
 from cluster.store.large_inputs import offload_inputs
 
@@ -111,20 +116,29 @@ class Submitter:
         self, plan: Any, inputs: Json, options: dict[str, Any]
     ) -> tuple[Submission, CompiledPlan]:
         if isinstance(plan, Submission):
-            submission, compiled = plan, compile_plan(plan.plan)
+            compiled = compile_plan(plan.plan)
+            fields = {name: getattr(plan, name) for name in Submission.__struct_fields__}
         else:
             if unknown := options.keys() - _OPTIONS:
                 raise InvalidInput(f"unknown options: {', '.join(sorted(unknown))}")
             compiled = compile_plan(plan)
-            fields = {"run_id": "", "submitted_by": "driver", **options}
-            submission = Submission(plan=compiled.plan, inputs={} if inputs is None else inputs, **fields)
+            fields = {"run_id": "", "submitted_by": "driver", "inputs": {} if inputs is None else inputs}
+            fields |= options
+        submission = _converted({**fields, "plan": compiled.plan})
+        check_tenant(submission.tenant)
         if submission.run_id or submission.after or submission.timeout_s is not None:
             check_submission(msgspec.structs.replace(submission, run_id=submission.run_id or "unnamed"))
         else:
             check_priority(submission.priority)
-        size_bytes = _size(submission.inputs)
-        if size_bytes > self._settings.inline_limit_bytes:
-            limit_bytes = self._settings.inline_limit_bytes
+        raw_inputs = encode_value(submission.inputs, "inputs")
+        limit_bytes = self._settings.inline_limit_bytes
+        if submission.metadata:
+            check_metadata_size(encode_value(submission.metadata, "metadata"), limit_bytes)
+        if submission.webhook_url is not None:
+            from actors.webhooks import check_webhook  # heavy, and seldom used here
+
+            await check_webhook(submission.webhook_url, self._settings.egress_allow)
+        if len(raw_inputs) > limit_bytes:
             slim = await asyncio.to_thread(offload_inputs, submission.inputs, self._blobs, limit_bytes)
             submission = msgspec.structs.replace(submission, inputs=slim)
         return submission, compiled
@@ -149,8 +163,11 @@ async def _within_time(accepted: asyncio.Future[None]) -> None:
         raise Unavailable(message, retry_after_s=1.0) from None
 
 
-def _size(inputs: Json) -> int:
+def _converted(fields: dict[str, Any]) -> Submission:
+    """Make a Submission of fields that may have any type: Python code may hand in what no JSON could."""
     try:
-        return len(orjson.dumps(inputs))
-    except orjson.JSONEncodeError as error:
-        raise InvalidInput(f"inputs: not JSON ({error})", field="inputs") from None
+        return msgspec.convert(fields, Submission)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        field = path.strip("`.") or None
+        raise InvalidInput(f"{field}: {text}" if field else text, field=field) from None

@@ -15,10 +15,10 @@ import hmac
 import time
 from dataclasses import dataclass
 
-from actors.egress import EgressRefused, Resolver, fetch, resolve_by_system
-from cluster.errors import StepError
+from actors.egress import EgressRefused, Resolver, check_url, fetch, resolve_by_system
+from cluster.errors import InvalidInput, StepError
 
-__all__ = ["Delivery", "deliver", "signature_of"]
+__all__ = ["Delivery", "check_webhook", "deliver", "signature_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,22 @@ class Delivery:
     status: int
     error: str
     retryable: bool = True
+
+
+async def check_webhook(url: str, allow: tuple[str, ...]) -> None:
+    """Check the address of a webhook before the Run that names it is accepted.
+
+    Args:
+        url: What the client gave.
+        allow: CIDR blocks that may be called although they are not public.
+
+    Raises:
+        InvalidInput: It may not be called.
+    """
+    try:
+        await check_url(url, allow)
+    except EgressRefused as error:
+        raise InvalidInput(f"webhook_url: {error.message}", field="webhook_url") from error
 
 
 def signature_of(secret: str, timestamp: str, payload: bytes) -> str:

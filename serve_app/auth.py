@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 
 from cluster.errors import Forbidden, InvalidInput, InvalidSetting, Unauthenticated
+from cluster.model.submission_rules import is_tenant
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
@@ -31,7 +31,6 @@ ROLES: Mapping[str, int] = {"worker": 0, "user": 1, "agent": 2, "admin": 3}
 CREDENTIAL_NAMES = ("authorization", "x-api-key", "x-client-token", "x-worker-token", "x-tenant-id")
 """Headers (or metadata keys) that `Authenticator.authenticate` looks at, in lower case."""
 
-_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _NO_CREDENTIAL = (
     "a credential is missing: use Authorization: Bearer, X-API-Key, X-Client-Token or X-Worker-Token"
 )
@@ -171,7 +170,7 @@ class Authenticator:
         scopes = claims.get("scope", "")
         if not isinstance(role, str) or role not in ROLES or not isinstance(scopes, str):
             raise Unauthenticated("the token is not valid")
-        if tenant is not None and not (isinstance(tenant, str) and _TENANT.match(tenant)):
+        if tenant is not None and not (isinstance(tenant, str) and is_tenant(tenant)):
             raise Unauthenticated("the token is not valid")
         return _Grant(str(claims["sub"]), role, _bound(role, tenant), frozenset(scopes.split()))
 
@@ -188,7 +187,7 @@ def _bound(role: str, tenant: str | None) -> str | None:
 def _grant(where: str, subject: str, role: str, tenant: str | None) -> _Grant:
     if role not in ROLES:
         raise InvalidSetting(f"{where}: {role!r} is not one of {', '.join(ROLES)}")
-    if tenant is not None and not _TENANT.match(tenant):
+    if tenant is not None and not is_tenant(tenant):
         raise InvalidSetting(f"{where}: {tenant!r} is not a tenant's name")
     return _Grant(subject, role, _bound(role, tenant))
 
@@ -201,7 +200,7 @@ def _tenant_of(grants: list[_Grant], asked: str | None) -> str:
     own = next(iter(bound), None)
     if asked is None:
         return own or DEFAULT_TENANT
-    if not _TENANT.match(asked):
+    if not is_tenant(asked):
         raise InvalidInput("X-Tenant-ID is malformed", field="X-Tenant-ID", malformed=True)
     if own is not None and own != asked:
         raise Forbidden("the credential belongs to another tenant")

@@ -18,13 +18,18 @@ from uuid import uuid4
 import msgspec
 import orjson
 
-from actors.egress import EgressRefused, check_url
+from actors.webhooks import check_webhook
 from cluster.errors import InvalidInput, NotFound, PayloadTooLarge, StepError, Unavailable
 from cluster.lifecycle.run_status import RunStatus
-from cluster.model.blob_reference import is_json_media_type, is_reference, references_in, resolve
+from cluster.model.blob_reference import is_json_media_type, is_reference, resolve
 from cluster.model.compiled import CompiledPlan
 from cluster.model.plan import Json, Submission
-from cluster.model.submission_rules import check_priority, check_submission
+from cluster.model.submission_rules import (
+    check_metadata_size,
+    check_priority,
+    check_submission,
+    encode_value,
+)
 from cluster.model.view import RunEvent, RunSummary, RunView
 from cluster.store.blobs import BlobStore
 from cluster.store.large_inputs import offload_inputs
@@ -108,23 +113,17 @@ class RunService:
         """Accept a Run durably; what can be wrong with a request is found before anything is stored.
 
         Raises:
-            InvalidInput: An id, a number or the webhook's address cannot be used.
+            InvalidInput: An id, a number, a value or the webhook's address cannot be used.
             PayloadTooLarge: The metadata does not fit inline.
             AlreadyExists, LimitExceeded, Unavailable: See RunStore.submit.
         """
         check_submission(request)
-        raw_inputs = _dumps(request.inputs, "inputs")
-        raw_metadata = _dumps(request.metadata, "metadata")
-        _refuse_references(request, raw_inputs)
+        raw_inputs = encode_value(request.inputs, "inputs", sort_keys=True)
+        raw_metadata = encode_value(request.metadata, "metadata", sort_keys=True)
         limit_bytes = self.settings.inline_limit_bytes
-        if len(raw_metadata) > limit_bytes:
-            raise PayloadTooLarge(
-                f"metadata is over the limit of {limit_bytes} bytes",
-                limit_bytes=limit_bytes,
-                field="metadata",
-            )
+        check_metadata_size(raw_metadata, limit_bytes)
         if request.webhook_url is not None:
-            await self._check_webhook(request.webhook_url)
+            await check_webhook(request.webhook_url, self.settings.egress_allow)
         inputs = request.inputs
         if len(raw_inputs) > limit_bytes:
             inputs = await asyncio.to_thread(offload_inputs, inputs, self._blobs, limit_bytes)
@@ -150,12 +149,6 @@ class RunService:
         estimated_ms = await self.store.estimate_ms(request.plan.plan)
         status = RunStatus.PENDING if request.after else RunStatus.QUEUED
         return Accepted(outcome.run_id, outcome.created, status, estimated_ms)
-
-    async def _check_webhook(self, url: str) -> None:
-        try:
-            await check_url(url, self.settings.egress_allow)
-        except EgressRefused as error:
-            raise InvalidInput(f"webhook_url: {error.message}", field="webhook_url") from error
 
     # -- read
 
@@ -299,21 +292,6 @@ class RunService:
         except Unavailable:
             pass
         return Health(False, self.version, uptime_s, 0, 0, 0, 0, 0, 0)
-
-
-def _dumps(value: Json, name: str) -> bytes:
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError as error:
-        raise InvalidInput(f"{name}: not JSON ({error})", field=name) from None
-
-
-def _refuse_references(request: RunRequest, raw_inputs: bytes) -> None:
-    """References to blobs are the service's own to make: a client's could name what another tenant stored."""
-    if b'"$blob"' in raw_inputs and references_in(request.inputs):
-        raise InvalidInput("inputs: $blob is reserved", field="inputs")
-    if b'"$blob"' in request.plan.raw and references_in(orjson.loads(request.plan.raw)):
-        raise InvalidInput("plan: $blob is reserved", field="plan")
 
 
 def _digest(tenant: str, request: RunRequest, raw_inputs: bytes, raw_metadata: bytes) -> str:

@@ -1,8 +1,9 @@
 """References to blobs inside JSON values: what they look like, where they stand, what they become.
 
-A reference is `{"$blob": "sha256:<64 hex>", "size_bytes": n, "media_type": "…"}`, with an optional `"path"`:
-a dotted way into the decoded content of a JSON blob. This file refuses to know where the bytes are: the
-caller passes `read`.
+A reference is `{"$blob": "sha256:<64 hex>", "size_bytes": n, "media_type": "…", "seal": "<32 hex>"}`, with an
+optional `"path"`: a dotted way into the decoded content of a JSON blob. The seal shows that the store of
+blobs has made it: who only knows or guesses a digest has no reference. This file refuses to know where the
+bytes are: the caller passes `read`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any, TypeGuard
 
 import orjson
 
-from cluster.errors import FailureCode, PayloadTooLarge, StepError
+from cluster.errors import FailureCode, InvalidInput, PayloadTooLarge, StepError
 from cluster.model.plan import Json
 
 __all__ = [
     "MAX_RESOLVED_BYTES",
+    "RESERVED_KEY",
     "blob_reference",
+    "has_reserved_key",
     "is_json_media_type",
     "is_reference",
     "references_in",
@@ -28,25 +31,42 @@ __all__ = [
 MAX_RESOLVED_BYTES = 512 << 20
 """Bytes one `resolve` decodes at most: a small value may name a blob many times, and that one others."""
 
+RESERVED_KEY = "$blob"
+"""No object of a client's may have this key, whatever stands beside or below it."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_REQUIRED = frozenset({"$blob"})
-_POSSIBLE = frozenset({"$blob", "size_bytes", "media_type", "path"})
+_TYPES: dict[str, type] = {"$blob": str, "size_bytes": int, "media_type": str, "seal": str, "path": str}
 
 
-def blob_reference(digest: str, size_bytes: int, media_type: str) -> dict[str, Any]:
+def blob_reference(digest: str, size_bytes: int, media_type: str, seal: str) -> dict[str, Any]:
     """Build a reference."""
-    return {"$blob": digest, "size_bytes": size_bytes, "media_type": media_type}
+    return {"$blob": digest, "size_bytes": size_bytes, "media_type": media_type, "seal": seal}
 
 
 def is_reference(value: object) -> TypeGuard[dict[str, Any]]:
-    """Say whether a value is a reference: an object with a well-formed digest and no foreign keys."""
+    """Say whether a value is a reference: an object with a well-formed digest, no foreign keys, and values of
+    the right types. Whether its seal is right only the store knows.
+    """
     return (
         isinstance(value, dict)
-        and value.keys() >= _REQUIRED
-        and value.keys() <= _POSSIBLE
-        and isinstance(value["$blob"], str)
-        and _DIGEST.fullmatch(value["$blob"]) is not None
+        and RESERVED_KEY in value
+        and all(type(each) is _TYPES.get(key) for key, each in value.items())
+        and _DIGEST.fullmatch(value[RESERVED_KEY]) is not None
     )
+
+
+def has_reserved_key(value: Json) -> bool:
+    """Say whether an object with the reserved key stands anywhere in a JSON value, well-formed or not."""
+    pending = [value]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            if RESERVED_KEY in node:
+                return True
+            pending.extend(node.values())
+        elif isinstance(node, list | tuple):
+            pending.extend(node)
+    return False
 
 
 def is_json_media_type(media_type: object) -> bool:
@@ -87,7 +107,8 @@ def resolve(
 
     Raises:
         PayloadTooLarge: `max_bytes` is passed.
-        StepError: A path leads nowhere, or a blob that says it is JSON is not (VALIDATION_ERROR).
+        StepError: A path leads nowhere, a blob that says it is JSON is not, or a reference is none that the
+            store has made (VALIDATION_ERROR).
         NotFound: As `read` raises it.
     """
     if not any(True for _ in references_in(value)):
@@ -99,7 +120,10 @@ def resolve(
         nonlocal num_bytes
         digest = reference["$blob"]
         if digest not in content_by_digest:
-            content_by_digest[digest] = read(reference)
+            try:
+                content_by_digest[digest] = read(reference)
+            except InvalidInput as error:
+                raise StepError(error.message, FailureCode.VALIDATION_ERROR) from None
         content = content_by_digest[digest]
         num_bytes += len(content)
         if num_bytes > max_bytes:

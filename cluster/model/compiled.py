@@ -10,8 +10,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
+import orjson
 
 from cluster.errors import InvalidPlan
+from cluster.model.blob_reference import RESERVED_KEY, has_reserved_key
 from cluster.model.plan import Json, Plan, Step
 from cluster.model.references import (
     Condition,
@@ -20,6 +22,7 @@ from cluster.model.references import (
     compile_condition,
     compile_template,
 )
+from cluster.model.strict_json import check_strictly
 
 __all__ = [
     "MAX_KEYS",
@@ -37,6 +40,7 @@ MAX_KEYS = 8
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _CAPABILITY = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}\Z")
+_RESERVED = f'"{RESERVED_KEY}"'.encode()
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Plan)
 
@@ -134,6 +138,8 @@ def compile_plan(plan: Plan | Json) -> CompiledPlan:
         if not isinstance(plan, Plan):
             plan = msgspec.convert(plan, Plan)
         raw = encode_plan(plan)
+        if b"null" in raw:  # the encoder's word for NaN and infinity too
+            check_strictly(plan)
     except msgspec.ValidationError as error:
         raise InvalidPlan(f"plan: {error}") from error
     except RecursionError as error:
@@ -144,6 +150,7 @@ def compile_plan(plan: Plan | Json) -> CompiledPlan:
 
 
 def _compile(plan: Plan, raw: bytes) -> CompiledPlan:
+    _refuse_reserved(raw)
     if not 1 <= len(plan.name) <= 200:
         raise InvalidPlan("plan.name must have 1 to 200 characters", field="name")
     if not 1 <= len(plan.steps) <= MAX_STEPS:
@@ -194,6 +201,18 @@ def _compile_step(index: int, step: Step) -> CompiledStep:
     if any(r.root in {"item", "index"} for r in outside):
         raise InvalidPlan(f"{where}: item and index exist only in inputs", field=where)
     return compiled
+
+
+def _refuse_reserved(raw: bytes) -> None:
+    """References to blobs come whole, from inputs and outputs: no Plan names a blob or joins one of parts."""
+    if _RESERVED not in raw:
+        return
+    try:
+        found = has_reserved_key(orjson.loads(raw))
+    except orjson.JSONDecodeError as error:
+        raise InvalidPlan(f"plan: nested too deep ({error})") from None
+    if found:
+        raise InvalidPlan(f"plan: {RESERVED_KEY} is reserved", field="plan")
 
 
 def _check_demands(step: Step, where: str) -> None:

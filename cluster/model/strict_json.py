@@ -14,9 +14,10 @@ from enum import Enum
 from math import isfinite
 from typing import Any
 
+import msgspec
 import orjson
 
-__all__ = ["encode_strictly"]
+__all__ = ["check_strictly", "encode_strictly"]
 
 _PLAIN = frozenset({str, int, bool, type(None), bytes})
 
@@ -40,15 +41,22 @@ def encode_strictly(value: object, *, sort_keys: bool = False, numpy: bool = Fal
         if not str(error).startswith("Dict key"):
             raise
         # A key of a subclass of str is a string all the same.
-        _check(value)
+        check_strictly(value)
         return orjson.dumps(value, option=option | orjson.OPT_NON_STR_KEYS)
     if b"null" in raw:
-        _check(value)
+        check_strictly(value)
     return raw
 
 
-def _check(value: object) -> None:
-    """Walk a value that has been encoded, so that it is known to be no circle."""
+def check_strictly(value: object) -> None:
+    """Refuse numbers that are not finite and keys that are no strings, wherever they stand.
+
+    Args:
+        value: What an encoder has taken, so that it is known to be no circle; msgspec's structs too.
+
+    Raises:
+        TypeError: It holds one.
+    """
     pending: list[Any] = [value]
     while pending:
         node = pending.pop()
@@ -77,6 +85,8 @@ def _parts(node: Any) -> Iterable[Any]:
         return (node.value,)
     if dataclasses.is_dataclass(node):
         return [getattr(node, field.name) for field in dataclasses.fields(node)]
+    if isinstance(node, msgspec.Struct):
+        return [getattr(node, name) for name in node.__struct_fields__]
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         if isinstance(node, numpy.floating):

@@ -5,12 +5,27 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from cluster.errors import InvalidInput
+import orjson
 
-__all__ = ["SubmissionFields", "check_priority", "check_submission"]
+from cluster.errors import InvalidInput, PayloadTooLarge
+from cluster.model.blob_reference import RESERVED_KEY, has_reserved_key
+from cluster.model.plan import Json
+from cluster.model.strict_json import encode_strictly
+
+__all__ = [
+    "SubmissionFields",
+    "check_metadata_size",
+    "check_priority",
+    "check_submission",
+    "check_tenant",
+    "encode_value",
+    "is_tenant",
+]
 
 _MAX_AFTER = 1000
 _RUN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}\Z")
+_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
+_RESERVED = f'"{RESERVED_KEY}"'.encode()
 _MAX_TIMEOUT_S = 10 * 365 * 86_400.0
 
 
@@ -60,3 +75,51 @@ def check_priority(priority: int) -> None:
     """
     if not 0 <= priority <= 100:
         raise InvalidInput("priority: must be 0 to 100", field="priority")
+
+
+def is_tenant(name: str) -> bool:
+    """Say whether this can be a tenant's name: it becomes part of keys, and of texts for people."""
+    return _TENANT.match(name) is not None
+
+
+def check_tenant(name: str) -> None:
+    """Check a tenant's name.
+
+    Raises:
+        InvalidInput: It cannot be one.
+    """
+    if not is_tenant(name):
+        raise InvalidInput("tenant: must match [A-Za-z0-9_.-]{1,64}", field="tenant")
+
+
+def encode_value(value: Json, field: str, *, sort_keys: bool = False) -> bytes:
+    """Encode inputs or metadata, checked: a client hands in plain JSON, and no references to blobs: only the
+    service makes those, since a client's own could name what another tenant has stored.
+
+    Args:
+        value: As the client gave it.
+        field: Its name, for errors.
+        sort_keys: Whether equal objects get equal bytes.
+
+    Raises:
+        InvalidInput: It is no JSON, holds NaN or infinity, or the key that is reserved for references.
+    """
+    try:
+        raw = encode_strictly(value, sort_keys=sort_keys)
+    except TypeError as error:
+        raise InvalidInput(f"{field}: not JSON ({error})", field=field) from None
+    if _RESERVED in raw and has_reserved_key(orjson.loads(raw)):
+        raise InvalidInput(f"{field}: {RESERVED_KEY} is reserved", field=field)
+    return raw
+
+
+def check_metadata_size(raw: bytes, limit_bytes: int) -> None:
+    """Check encoded metadata.
+
+    Raises:
+        PayloadTooLarge: It does not fit inline.
+    """
+    if len(raw) > limit_bytes:
+        raise PayloadTooLarge(
+            f"metadata is over the limit of {limit_bytes} bytes", limit_bytes=limit_bytes, field="metadata"
+        )

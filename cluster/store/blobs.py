@@ -4,9 +4,12 @@ A blob is on disk, synced, before `put` returns, so the commit that names it nev
 content has one file, however often and by whomever it is written. The store refuses to know who needs a blob:
 `sweep` is told.
 
-Layout below the root: `blobs/ab/cdef…` (hex of SHA-256), `incoming/` for files being written, `lock`. Writers
-and sweepers of any process exclude each other by flock on `lock`, so a blob that is put again is never swept
-in the same moment. Reading needs no lock: a file is complete or absent.
+A reference carries a seal, made of its digest with a key that only this folder holds. Contents that clients
+know or guess have known digests, so a digest alone opens nothing: one must have been handed the reference.
+
+Layout below the root: `blobs/ab/cdef…` (hex of SHA-256), `incoming/` for files being written, `key`, `lock`.
+Writers and sweepers of any process exclude each other by flock on `lock`, so a blob that is put again is
+never swept in the same moment. Reading needs no lock: a file is complete or absent.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -25,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InvalidInput, NotFound, Unavailable
-from cluster.model.blob_reference import blob_reference, is_reference
+from cluster.model.blob_reference import RESERVED_KEY, blob_reference, is_reference
 
 __all__ = ["BlobStore", "Swept", "digests_in"]
 
@@ -34,6 +38,10 @@ _ANY_DIGEST = re.compile(rb'"(sha256:[0-9a-f]{64})"')
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FULL_RETRY_AFTER_S = 30.0
 _DAMAGED_SUFFIX = ".damaged"
+_JSON_STARTS = frozenset({b"{", b"[", b" ", b"\t", b"\r", b"\n"})
+"""First bytes of a JSON value that can name a blob; white space may stand before it."""
+_KEY_BYTES = 32
+_SEAL_CHARACTERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class BlobStore:
         root: The folder; made when it is not there, readable by its owner alone.
 
     Raises:
-        Unavailable: The folder cannot be made.
+        Unavailable: The folder cannot be made, or its key not be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -68,6 +76,7 @@ class BlobStore:
         with _disk_errors("the blob folder cannot be made"):
             for folder in (self._root, self._blobs, self._incoming):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._key = self._read_key()
 
     def put(self, content: bytes, media_type: str) -> dict[str, Any]:
         """Store content and return the reference to it; when this returns, a power cut does not lose it.
@@ -92,18 +101,23 @@ class BlobStore:
                 self._write(path, content)
             # Also for a file that was there: its other writer may not have come this far yet.
             _sync_folder(path.parent)
-        return blob_reference(digest, len(content), media_type)
+        return blob_reference(digest, len(content), media_type, self._seal(digest))
 
-    def read(self, reference: dict[str, Any] | str) -> bytes:
-        """Return the content behind a reference or a digest, checked against the digest.
+    def read(self, reference: dict[str, Any]) -> bytes:
+        """Return the content behind a reference, checked against its digest.
 
         Raises:
-            InvalidInput: It is neither.
+            InvalidInput: It is no reference that this store has made.
             NotFound: No such blob, or what is there is damaged (`details["damaged"]`); a damaged file is
                 moved aside, so that the same content can be stored again.
             Unavailable: The disk cannot be read.
         """
-        digest = _digest_of(reference)
+        if not is_reference(reference):
+            raise InvalidInput("not a reference to a blob")
+        digest = str(reference[RESERVED_KEY])
+        seal = str(reference.get("seal", ""))
+        if not hmac.compare_digest(seal.encode("utf-8", "replace"), self._seal(digest).encode()):
+            raise InvalidInput("not a reference that this service has made")
         path = self._path(digest)
         try:
             with _disk_errors("the blob cannot be read"):
@@ -164,7 +178,7 @@ class BlobStore:
         try:
             with _disk_errors("the blob cannot be read"), self._path(digest).open("rb") as file:
                 start = file.read(1)
-                return digests_in(start + file.read()) if start in (b"{", b"[") else frozenset()
+                return digests_in(start + file.read()) if start in _JSON_STARTS else frozenset()
         except FileNotFoundError:
             return frozenset()
 
@@ -219,6 +233,22 @@ class BlobStore:
             # Nothing but hex may become a path.
             raise InvalidInput("not the digest of a blob")
         return self._blobs / match[1][:2] / match[1][2:]
+
+    def _seal(self, digest: str) -> str:
+        return hmac.new(self._key, digest.encode(), hashlib.sha256).hexdigest()[:_SEAL_CHARACTERS]
+
+    def _read_key(self) -> bytes:
+        """Read the folder's key; whoever comes first makes it."""
+        path = self._root / "key"
+        if not path.exists():
+            with self._lock(fcntl.LOCK_EX):
+                if not path.exists():
+                    self._write(path, secrets.token_bytes(_KEY_BYTES))
+                    _sync_folder(self._root)
+        key = path.read_bytes()
+        if len(key) != _KEY_BYTES:
+            raise Unavailable(f"the key of the blob folder is damaged: {path}", _FULL_RETRY_AFTER_S)
+        return key
 
     def _write(self, path: Path, content: bytes) -> None:
         incoming = self._incoming / secrets.token_hex(16)

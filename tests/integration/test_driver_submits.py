@@ -4,12 +4,23 @@ same rules as at the edge.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
+import grpc
 import pytest
 import ray
 
-from cluster.errors import AlreadyExists, InvalidInput, InvalidPlan, LimitExceeded, TuttiError
+from actors import connect
+from cluster.errors import (
+    AlreadyExists,
+    InvalidInput,
+    InvalidPlan,
+    LimitExceeded,
+    PayloadTooLarge,
+    TuttiError,
+    Unavailable,
+)
 from cluster.model.plan import Submission
 from tests.integration.plans import chain, check_sound, one_step
 from tests.integration.running_service import RunningService, eventually
@@ -68,6 +79,18 @@ def test_runs_submitted_while_their_owner_dies_are_accepted_once_or_not_at_all(
         ({"timeout_s": -1.0}, InvalidInput),
         ({"after": ("nobody",)}, InvalidInput),
         ({"colour": "red"}, InvalidInput),
+        ({"tenant": "a}b{"}, InvalidInput),
+        ({"tenant": ""}, InvalidInput),
+        ({"tenant": 5}, InvalidInput),
+        ({"priority": "high"}, InvalidInput),
+        ({"timeout_s": float("nan")}, InvalidInput),
+        ({"metadata": {"share": float("nan")}}, InvalidInput),
+        ({"metadata": {"kept": {"$blob": "sha256:" + "0" * 64}}}, InvalidInput),
+        ({"metadata": {"fill": "x" * 300_000}}, PayloadTooLarge),
+        ({"inputs": {"n": float("inf")}}, InvalidInput),
+        ({"inputs": {"n": [{1: 2}]}}, InvalidInput),
+        ({"inputs": {"n": [{"$blob": "anything"}]}}, InvalidInput),
+        ({"webhook_url": "http://127.0.0.1:1/"}, InvalidInput),
     ],
 )
 def test_option_that_cannot_be_used_is_refused_by_name(
@@ -75,6 +98,62 @@ def test_option_that_cannot_be_used_is_refused_by_name(
 ) -> None:
     with pytest.raises(error):
         ray.get(service.orchestrator().submit.remote(one_step("noop"), **options), timeout=20)
+
+
+def test_whole_submission_of_a_driver_is_checked_like_its_options(service: RunningService) -> None:
+    plan = one_step("noop")
+    for wrong in (
+        Submission(run_id="", plan=plan, tenant="a}b{"),
+        Submission(run_id="", plan=plan, inputs=[float("nan")]),
+        Submission(run_id=7, plan=plan),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidInput):
+            ray.get(service.orchestrator().submit_many.remote([plan, wrong]), timeout=20)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"n": float("nan")},
+        {"kept": {"$blob": {"$ref": "inputs.digest"}, "media_type": "application/json"}},
+    ],
+)
+def test_plan_with_what_no_client_may_say_is_refused(
+    service: RunningService, inputs: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidPlan):
+        ray.get(service.orchestrator().submit.remote(one_step("echo", inputs)), timeout=20)
+
+
+def _serve_another_cluster(server: grpc.Server) -> int:
+    """Answer as the control store of another Ray would."""
+    answers = {"CheckAlive": b"", "GetClusterId": b"another"}
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(lambda _request, _context, answer=answer: answer)
+        for name, answer in answers.items()
+    }
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", handlers),)
+    )
+    return int(server.add_insecure_port("127.0.0.1:0"))
+
+
+def test_driver_attached_to_one_cluster_is_not_given_its_orchestrator_for_the_address_of_another(
+    service: RunningService,
+) -> None:
+    own = str(ray.get_runtime_context().gcs_address)
+    by_another_name = f"localhost:{own.rpartition(':')[2]}"
+    for address in (None, own, by_another_name):
+        assert ray.get(connect(address).status.remote(), timeout=20)["pid"]
+    with pytest.raises(Unavailable, match="no Ray cluster answers"):
+        connect("127.0.0.1:1")
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        port = _serve_another_cluster(server)
+        server.start()
+        with pytest.raises(Unavailable, match="is another"):
+            connect(f"127.0.0.1:{port}")
+        server.stop(None).wait()
 
 
 def test_plan_that_breaks_a_rule_is_refused(service: RunningService) -> None:

@@ -100,6 +100,13 @@ async def test_run_that_waits_for_another_is_pending(client):
     assert accepted["status"] == "pending"
 
 
+FORGED = {"$blob": {"$ref": "inputs.digest"}, "media_type": "application/json", "path": "a"}
+
+
+def one_step_with(**fields):
+    return {"name": "p", "steps": [{"name": "a", "capability": "b", **fields}]}
+
+
 REFUSED = {
     "no plan": {},
     "no steps": {"plan": {"name": "p", "steps": []}},
@@ -121,12 +128,21 @@ REFUSED = {
     "webhook that cannot be read": {"plan": PLAN, "webhook_url": "http://["},
     "webhook whose host is too long": {"plan": PLAN, "webhook_url": "http://" + "a" * 64 + ".example/"},
     "webhook of another scheme": {"plan": PLAN, "webhook_url": "file:///etc/passwd"},
-    "blob reference in the plan": {
-        "plan": {
-            "name": "p",
-            "steps": [{"name": "a", "capability": "b", "inputs": {"$blob": "sha256:" + "0" * 64}}],
-        }
+    "blob reference in the plan": {"plan": one_step_with(inputs={"$blob": "sha256:" + "0" * 64})},
+    "blob reference built of parts": {
+        "plan": one_step_with(inputs={"x": [FORGED]}),
+        "inputs": {"digest": ""},
     },
+    "blob reference to map over": {"plan": one_step_with(map=[FORGED])},
+    "blob reference in a condition": {
+        "plan": one_step_with(when={"ref": "inputs.a", "op": "eq", "value": {"$blob": 1}})
+    },
+    "blob reference in the output": {"plan": {**PLAN, "output": {"x": FORGED}}},
+    "malformed reference in the inputs": {
+        "plan": PLAN,
+        "inputs": {"x": [{"$blob": "sha256:00", "y": 1}]},
+    },
+    "blob reference in the metadata": {"plan": PLAN, "metadata": {"x": {"$blob": "sha256:" + "0" * 64}}},
 }
 
 

@@ -161,6 +161,11 @@ REFUSED = {
         {**BODY, "inputs": [{"type": "json", "data": [{"$blob": "sha256:" + "0" * 64}]}]},
         422,
     ),
+    "reference to a blob in an input's metadata": (
+        {**BODY, "inputs": [{"data": "x", "metadata": {"$blob": {"a": 1}}}]},
+        422,
+    ),
+    "reference to a blob in the metadata": ({**BODY, "metadata": {"a": [{"$blob": None}]}}, 422),
     "metadata that is no object": ({**BODY, "metadata": []}, 422),
     "oversize metadata": ({**BODY, "metadata": {"a": "x" * 5000}}, 413),
     "oversize body": ({**BODY, "metadata": {"a": "x" * 65_536}}, 413),

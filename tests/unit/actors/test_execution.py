@@ -63,6 +63,33 @@ async def test_output_with_nulls_is_taken_as_it_is(tmp_path: Path, threads: Thre
     assert await run(output, tmp_path, threads) == b'{"a":null,"b":[1.5],"c":[1,null]}'
 
 
+async def test_reference_that_only_has_the_digest_of_a_blob_reads_nothing(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    """However it came into an input (an answer of an API, text that an agent decoded): it is no reference."""
+    seen: list[Any] = []
+
+    @agent("look")
+    def look(inputs: Any) -> None:
+        seen.append(inputs)
+
+    blobs = BlobStore(tmp_path)
+    reference = blobs.put(b'{"secret": 1}', "application/json")
+    host = Host(blobs, threads, inline_limit_bytes=1000, input_dirs=(), egress_allow=())
+
+    async def give(value: Any) -> None:
+        raw = msgspec.json.encode({"x": value})
+        call = StepCall(("r", 0, -1, 1), "s", "look", raw, b"{}", "default", time.time() + 60)
+        context = AttemptContext(call, host, lambda _fraction, _message: None)
+        await execute(declaration_of(look).bind(), call, context, host)
+
+    await give({**reference, "path": "secret"})
+    with pytest.raises(StepError, match="not a reference that this service has made") as caught:
+        await give({"$blob": reference["$blob"], "media_type": "application/json", "path": "secret"})
+    assert caught.value.code == FailureCode.VALIDATION_ERROR
+    assert seen == [{"x": 1}]
+
+
 class _Mute(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")

@@ -8,14 +8,17 @@ from typing import Any
 import orjson
 import pytest
 
-from cluster.errors import FailureCode, NotFound, PayloadTooLarge, StepError
+from cluster.errors import FailureCode, InvalidInput, NotFound, PayloadTooLarge, StepError
 from cluster.model.blob_reference import (
     blob_reference,
+    has_reserved_key,
     is_json_media_type,
     is_reference,
     references_in,
     resolve,
 )
+
+SEAL = "0f" * 16
 
 
 class Contents:
@@ -29,7 +32,7 @@ class Contents:
         content = value if isinstance(value, bytes) else orjson.dumps(value)
         digest = "sha256:" + hashlib.sha256(content).hexdigest()
         self.content_by_digest[digest] = content
-        return {**blob_reference(digest, len(content), media_type), **more}
+        return {**blob_reference(digest, len(content), media_type, SEAL), **more}
 
     def read(self, reference: dict[str, Any]) -> bytes:
         self.num_reads += 1
@@ -43,7 +46,7 @@ DIGEST = "sha256:" + "0a" * 32
 
 
 @pytest.mark.parametrize(
-    "value", [{"$blob": DIGEST}, blob_reference(DIGEST, 3, "image/png"), {"$blob": DIGEST, "path": "a"}]
+    "value", [{"$blob": DIGEST}, blob_reference(DIGEST, 3, "image/png", SEAL), {"$blob": DIGEST, "path": "a"}]
 )
 def test_a_reference_is_recognised(value: Any) -> None:
     assert is_reference(value)
@@ -62,6 +65,11 @@ def test_a_reference_is_recognised(value: Any) -> None:
         {"$blob": DIGEST + "\n"},
         {"$blob": "../../etc/passwd"},
         {"$blob": DIGEST, "other": 1},
+        {"$blob": DIGEST, "path": ["a"]},
+        {"$blob": DIGEST, "size_bytes": "1"},
+        {"$blob": DIGEST, "size_bytes": True},
+        {"$blob": DIGEST, "media_type": None},
+        {"$blob": DIGEST, "seal": 1},
     ],
 )
 def test_what_only_looks_like_a_reference_is_none(value: Any) -> None:
@@ -162,4 +170,26 @@ def test_a_json_blob_that_is_none_is_a_validation_error() -> None:
 
 def test_a_missing_blob_is_told_by_its_reader() -> None:
     with pytest.raises(NotFound):
-        resolve(blob_reference(DIGEST, 1, "application/json"), Contents().read)
+        resolve(blob_reference(DIGEST, 1, "application/json", SEAL), Contents().read)
+
+
+def test_a_reference_that_its_reader_has_not_made_is_a_validation_error() -> None:
+    def refuse(_reference: dict[str, Any]) -> bytes:
+        raise InvalidInput("not a reference that this service has made")
+
+    with pytest.raises(StepError, match="not a reference that this service has made") as error:
+        resolve(blob_reference(DIGEST, 1, "application/json", SEAL), refuse)
+    assert (error.value.code, error.value.retryable) == (FailureCode.VALIDATION_ERROR, False)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"$blob": 1}, [{"a": {"$blob": {"$ref": "inputs.x"}}}], {"$blob": None, "x": 1}, ({"$blob": ""},)],
+)
+def test_reserved_key_is_found_at_any_depth_and_with_any_value(value: Any) -> None:
+    assert has_reserved_key(value)
+
+
+@pytest.mark.parametrize("value", [None, "$blob", ["$blob"], {"a": "$blob", "blob": 1}])
+def test_reserved_word_that_is_no_key_is_harmless(value: Any) -> None:
+    assert not has_reserved_key(value)

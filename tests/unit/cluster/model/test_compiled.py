@@ -33,6 +33,18 @@ def nested_condition(depth: int) -> Any:
 A, B = {"name": "a"}, {"name": "b"}
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "nan in the inputs": (plan_of({"name": "a", "inputs": [float("nan")]}), "nan is no JSON number"),
+    "infinity in a condition": (
+        plan_of({"name": "a", "when": {"ref": "inputs.x", "op": "lt", "value": float("inf")}}),
+        "inf is no JSON number",
+    ),
+    "nan for a timeout": (plan_of({"name": "a", "timeout_s": float("nan")}), "nan is no JSON number"),
+    "blob in the inputs": (plan_of({"name": "a", "inputs": [{"x": {"$blob": 1}}]}), "$blob is reserved"),
+    "blob built of parts": (
+        plan_of({"name": "a", "inputs": {"$blob": {"$ref": "inputs.x"}, "path": "y"}}),
+        "$blob is reserved",
+    ),
+    "blob in the output": (plan_of({"name": "a"}, output={"$blob": "x"}), "$blob is reserved"),
     "map over a number": (
         {"name": "p", "steps": [{"name": "a", "capability": "b", "map": 5}]},
         "must be a list or a reference",

@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file() and path.name != "lock")
+    return sorted(path for path in root.rglob("*") if path.is_file() and path.name not in {"key", "lock"})
 
 
 def age(path: Path, seconds: float) -> None:
@@ -42,12 +42,18 @@ def age(path: Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_what_was_put_is_read_back_by_reference_and_by_digest(store: BlobStore, root: Path) -> None:
+def test_what_was_put_is_read_back_by_reference_also_by_another_process(store: BlobStore, root: Path) -> None:
     reference = store.put(CONTENT, "text/plain")
-    assert reference == {"$blob": DIGEST, "size_bytes": len(CONTENT), "media_type": "text/plain"}
+    seal = reference["seal"]
+    assert reference == {
+        "$blob": DIGEST,
+        "size_bytes": len(CONTENT),
+        "media_type": "text/plain",
+        "seal": seal,
+    }
     assert store.read(reference) == CONTENT
     assert store.read({**reference, "path": "a.b"}) == CONTENT
-    assert BlobStore(root).read(DIGEST) == CONTENT
+    assert BlobStore(root).read(reference) == CONTENT
     assert store.exists(reference)
     assert store.put(b"", "text/plain")["size_bytes"] == 0
 
@@ -64,10 +70,41 @@ def test_the_same_content_has_one_file_whatever_its_type(store: BlobStore, root:
 
 
 def test_a_missing_blob_is_not_found(store: BlobStore) -> None:
+    reference = store.put(CONTENT, "text/plain")
+    assert store.delete(reference) is True
     assert not store.exists(DIGEST)
     with pytest.raises(NotFound):
-        store.read(DIGEST)
+        store.read(reference)
     assert store.delete(DIGEST) is False
+
+
+def test_who_only_knows_a_digest_cannot_read_the_blob(store: BlobStore, tmp_path: Path) -> None:
+    """The hash of what another tenant keeps may be known or guessed; it is no reference."""
+    reference = store.put(CONTENT, "text/plain")
+    elsewhere = BlobStore(tmp_path / "other").put(CONTENT, "text/plain")
+    unsealed = {name: value for name, value in reference.items() if name != "seal"}
+    for forged in (
+        unsealed,
+        {**reference, "seal": "0" * 32},
+        {**reference, "seal": "ä"},
+        {**reference, "$blob": store.put(b"another", "text/plain")["$blob"]},
+        elsewhere,
+    ):
+        with pytest.raises(InvalidInput, match="not a reference that this service has made"):
+            store.read(forged)
+
+
+def test_processes_that_come_first_together_agree_on_one_key(root: Path) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        stores = list(threads.map(lambda _: BlobStore(root), range(16)))
+    references = [store.put(CONTENT, "text/plain") for store in stores]
+    assert len({reference["seal"] for reference in references}) == 1
+
+
+def test_damaged_key_is_told_and_not_replaced(store: BlobStore, root: Path) -> None:
+    (root / "key").write_bytes(b"half")
+    with pytest.raises(Unavailable, match="key of the blob folder is damaged"):
+        BlobStore(root)
 
 
 @pytest.mark.parametrize(
@@ -84,31 +121,30 @@ def test_a_missing_blob_is_not_found(store: BlobStore) -> None:
 )
 def test_nothing_but_a_digest_becomes_a_path(store: BlobStore, tmp_path: Path, digest: str) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
-    for use in (store.read, store.exists, store.delete):
+    for use in (store.exists, store.delete):
         with pytest.raises(InvalidInput):
             use(digest)
+    for use in (store.read, store.exists, store.delete):
         with pytest.raises(InvalidInput):
             use({"$blob": digest})
 
 
 def test_damage_is_noticed_and_healed_by_the_next_put(store: BlobStore, root: Path) -> None:
-    store.put(CONTENT, "text/plain")
+    reference = store.put(CONTENT, "text/plain")
     [path] = files(root)
     path.write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(NotFound, match="damaged") as error:
-        store.read(DIGEST)
+        store.read(reference)
     assert error.value.details["damaged"] is True
     assert not store.exists(DIGEST)
-    store.put(CONTENT, "text/plain")
-    assert store.read(DIGEST) == CONTENT
+    assert store.read(store.put(CONTENT, "text/plain")) == CONTENT
 
 
 def test_a_truncated_file_is_written_again_by_put(store: BlobStore, root: Path) -> None:
     store.put(CONTENT, "text/plain")
     [path] = files(root)
     path.write_bytes(CONTENT[:100])
-    store.put(CONTENT, "text/plain")
-    assert store.read(DIGEST) == CONTENT
+    assert store.read(store.put(CONTENT, "text/plain")) == CONTENT
 
 
 def test_a_deleted_blob_is_gone(store: BlobStore) -> None:
@@ -139,8 +175,7 @@ def test_a_writer_killed_in_the_middle_leaves_only_whole_blobs(store: BlobStore,
     assert len(whole) >= 3
     for path in whole:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.parent.name + path.name
-    store.put(CONTENT, "text/plain")
-    assert store.read(DIGEST) == CONTENT
+    assert store.read(store.put(CONTENT, "text/plain")) == CONTENT
 
 
 def test_leftovers_of_dead_writers_are_swept_when_old(store: BlobStore, root: Path) -> None:
@@ -172,12 +207,12 @@ def test_a_blob_that_is_put_again_is_young_again(store: BlobStore, root: Path) -
 
 
 def test_a_damaged_file_is_swept_in_its_time(store: BlobStore, root: Path) -> None:
-    store.put(CONTENT, "text/plain")
+    reference = store.put(CONTENT, "text/plain")
     [path] = files(root)
     path.write_bytes(b"!")
     age(path, 7200)
     with pytest.raises(NotFound):
-        store.read(DIGEST)
+        store.read(reference)
     assert store.sweep(keep=(), older_than_s=3600).num_leftovers == 1
     assert files(root) == []
 
@@ -246,6 +281,8 @@ def test_json_names_other_blobs_and_other_content_names_none(store: BlobStore) -
     inner = store.put(CONTENT, "text/plain")
     outer = store.put(orjson.dumps([{"deep": {**inner, "path": "a"}}]), "application/json")
     assert store.digests_in(outer["$blob"]) == {DIGEST}
+    indented = store.put(b"\n [" + orjson.dumps(inner) + b"]", "application/json")
+    assert store.digests_in(indented["$blob"]) == {DIGEST}
     assert store.digests_in(DIGEST) == frozenset()
     assert store.digests_in("sha256:" + "0" * 64) == frozenset()
     with pytest.raises(InvalidInput):
