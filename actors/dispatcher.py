@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from actors.messages import AttemptKey
     from actors.pool_table import PoolEntry, PoolTable
     from cluster.engine import Run
+    from cluster.scheduling.reasons import Reason
 
 __all__ = ["Dispatcher"]
 
@@ -458,6 +459,16 @@ class Dispatcher:
         }
         waiting_s = {capability: now - self._backlogs[capability].oldest_at(now) for capability in demand}
         return Needs(demand, self.in_use(), suspects, waiting_s, dict(self._mean_s), self.shares.uses())
+
+    def reasons(self, run_id: str) -> dict[Ready, Reason]:
+        """Tell why each of a Run's ready Steps waits, from what the last decisions wrote down."""
+        by_line: dict[PoolLine, list[Ready]] = {}
+        for ready, line in self.waiting.get(run_id, {}).items():
+            by_line.setdefault(line, []).append(ready)
+        found: dict[Ready, Reason] = {}
+        for line, asked in by_line.items():
+            found.update(line.reasons(asked, self.now(), self._mean_s))
+        return found
 
     def waits_s(self) -> dict[str, float]:
         """Estimate how long a new StepRun would wait, by capability."""

@@ -338,8 +338,17 @@ class Driver:
         partition.runs.pop(run.run_id, None)
         partition.idle.discard(run.run_id)
         self.timers.clear((run.run_id, -1, -1))
+        if run.record.status is not RunStatus.SUCCEEDED:
+            self._clear_timers_of_steps(run)
         self.figures.observe_run(run)
         self.on_end(RunEnd(run))
+
+    def _clear_timers_of_steps(self, run: Run) -> None:
+        """Clear what would wake steps that were to be tried again and never will be."""
+        for index, step_run in enumerate(run.steps):
+            self.timers.clear((run.run_id, index, -1))
+            for item in range(len(step_run.items or ())):
+                self.timers.clear((run.run_id, index, item))
 
     def _search(self) -> None:
         searched, self._searched = self._searched, {}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from actors.parking import ParkingLine
-from actors.partition import Partition, command_event, verdict_of
+from actors.partition import Partition, command_event, details_verdict, verdict_of
+from actors.waits import wait_of_parked, waits_of
 from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import events as ev
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cluster.engine import Outcome, Run
     from cluster.model.compiled import CompiledPlan
     from cluster.model.plan import Submission
+    from cluster.scheduling.reasons import StepWait
     from cluster.store.journal import InboxEntry
 
 __all__ = ["IDLE", "Intake"]
@@ -93,11 +95,23 @@ class Intake:
 
     async def _take_command(self, partition: Partition, run_id: str, fields: dict[bytes, bytes]) -> None:
         refusal: TuttiError | None = InvalidInput("unknown command")
-        event = command_event(orjson.loads(fields[b"d"]))
+        body = orjson.loads(fields[b"d"])
+        if body["kind"] == "why":
+            partition.answer(fields[b"c"].decode(), details_verdict(waits=self._why(partition, run_id)))
+            return
+        event = command_event(body)
         if event is not None:
             outcome = await self._deliver(partition, run_id, event)
             refusal = await self._refusal_of(partition, run_id) if outcome is None else outcome.refusal
         partition.answer(fields[b"c"].decode(), verdict_of(refusal))
+
+    def _why(self, partition: Partition, run_id: str) -> list[StepWait]:
+        """Say why a Run's StepRuns wait; those of one that has ended do not."""
+        dispatcher = self._driver.dispatcher
+        if run_id in partition.parked_ids:
+            return wait_of_parked(self._settings.max_loaded_runs, dispatcher.now())
+        run = partition.runs.get(run_id)
+        return [] if run is None else waits_of(run, dispatcher.reasons(run_id), dispatcher.now())
 
     async def _refusal_of(self, partition: Partition, run_id: str) -> TuttiError:
         async for run in self._journal.load(partition.number, [run_id]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import orjson
 
 from cluster.engine import Outcome, Run
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from cluster.model.commands import Command
     from cluster.store.journal import InboxEntry
 
-__all__ = ["Partition", "TakenBatch", "command_event", "verdict_of"]
+__all__ = ["Partition", "TakenBatch", "command_event", "details_verdict", "verdict_of"]
 
 
 class TakenBatch(NamedTuple):
@@ -133,6 +134,11 @@ def verdict_of(refusal: TuttiError | None) -> str:
         return "{}"
     details = {key: str(value) for key, value in refusal.details.items()}
     return orjson.dumps({"code": refusal.code, "message": refusal.message, "details": details}).decode()
+
+
+def details_verdict(**details: object) -> str:
+    """Encode the verdict of a question: its answer is the details."""
+    return msgspec.json.encode({"details": details}).decode()
 
 
 def command_event(body: dict[str, Any]) -> ev.Event | None:

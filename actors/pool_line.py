@@ -12,19 +12,30 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from cluster.scheduling.pool_queue import PoolQueue
+from cluster.scheduling.reasons import (
+    AgentsUnavailable,
+    BehindOthers,
+    IsolationWanted,
+    ModelCold,
+    QuotaReached,
+    RateReached,
+    ReplicaMissing,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from actors.pool_table import PoolEntry
     from actors.replica_link import ReplicaLink
     from cluster.model.compiled import Wish
     from cluster.scheduling.limits import Limits
     from cluster.scheduling.queued_step import QueuedStep
+    from cluster.scheduling.reasons import Reason
 
 __all__ = ["Backlog", "PoolLine", "Ready", "Wait", "num_free", "warm_link"]
 
 _MIN_GARBAGE = 64
+_LEAST_S = 0.001
 
 
 class Ready(NamedTuple):
@@ -154,6 +165,40 @@ class PoolLine:
         if best is None or best.num_free <= 0:
             return None
         return warm_link(self.links, model) or best if model else best
+
+    def reasons(self, asked: Sequence[Ready], now: float, mean_s: Mapping[str, float]) -> dict[Ready, Reason]:
+        """Tell why Steps wait here.
+
+        Args:
+            asked: Steps that wait here.
+            now: On the dispatcher's clock.
+            mean_s: Mean seconds of an attempt by capability, for an estimate of when.
+        """
+        entry = self.entry
+        if entry is None:
+            return dict.fromkeys(asked, ReplicaMissing(pool=""))
+        if not self.links:
+            missing = AgentsUnavailable(pool=self.name, trouble=entry.trouble) if entry.trouble else None
+            reason = entry.reason or missing or ReplicaMissing(pool=self.name)
+            kept = self.queue.reasons(asked, now)
+            return {
+                ready: kept[ready] if isinstance(kept.get(ready), QuotaReached | RateReached) else reason
+                for ready in asked
+            }
+        means = [mean_s[name] for name in entry.capabilities if name in mean_s]
+        num_slots = sum(link.slots for link in self.links)
+        num_per_s = num_slots / max(sum(means) / len(means), _LEAST_S) if means and num_slots else None
+        found = self.queue.reasons(asked, now, num_per_s)
+        return {ready: self._said(ready, found.get(ready)) for ready in asked}
+
+    def _said(self, ready: Ready, reason: Reason | None) -> Reason:
+        if reason is None:
+            return IsolationWanted(pool=self.name) if self.suspects else ReplicaMissing(pool=self.name)
+        if isinstance(reason, BehindOthers) and not reason.num_ahead:
+            model = self.queue[ready].lane
+            if model and all(link.model != model for link in self.links):
+                return ModelCold(model=model, where=f"pool {self.name}", until_at=reason.until_at)
+        return reason
 
     def wake_at(self, delay_s: float, serve: Callable[[], None]) -> None:
         """Serve again after a while, when a rate allows more; a later call replaces an earlier one."""

@@ -32,6 +32,7 @@ from cluster.model.submission_rules import (
 )
 from cluster.model.view import RunEvent, RunSummary, RunView
 from cluster.store.blobs import BlobStore
+from cluster.store.capacity import CapacitySnapshot, CapacityStore
 from cluster.store.large_inputs import offload_inputs
 from cluster.store.run_store import RunStore
 
@@ -94,6 +95,7 @@ class RunService:
     def __init__(self, store: RunStore, settings: Settings) -> None:
         self.store = store
         self.settings = settings
+        self._capacity = CapacityStore(store.redis)
         self._blobs = BlobStore(settings.blobs_dir)
         self._started_at = time.monotonic()
         self.version = _version()
@@ -220,7 +222,11 @@ class RunService:
         summary = await self.store.summary(run_id, principal.tenant)
         if summary.status.is_terminal:
             return summary, []
-        return summary, await self.store.why(run_id, principal.tenant)
+        waits = await self.store.why(run_id, principal.tenant)
+        snapshot = await self._capacity.snapshot() if waits else None
+        if snapshot is None:
+            return summary, waits
+        return summary, [_whole(wait, snapshot, time.time()) for wait in waits]
 
     # -- command
 
@@ -315,3 +321,10 @@ def _version() -> str:
         return version("tutti")
     except PackageNotFoundError:
         return "0"
+
+
+def _whole(wait: StepWait, snapshot: CapacitySnapshot, now: float) -> StepWait:
+    reason = snapshot.whole(wait.reason)
+    if reason is wait.reason:
+        return wait
+    return msgspec.structs.replace(wait, reason=reason, sentence=reason.sentence(now))

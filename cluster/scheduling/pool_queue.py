@@ -7,8 +7,9 @@ all here: may a Step start past all that waits without breaking a rule, what wai
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from itertools import accumulate
+from typing import TypeVar
 
 from cluster.scheduling.limits import tenant_key
 from cluster.scheduling.queued_step import Group, QueuedStep
@@ -17,9 +18,14 @@ from cluster.scheduling.step_queue import StepQueue
 
 __all__ = ["PoolQueue"]
 
+_Id = TypeVar("_Id", bound=Hashable)
+
 
 class PoolQueue(StepQueue):
     """A StepQueue whose Steps have several capabilities; see there for the order."""
+
+    def __getitem__(self, step_id: Hashable) -> QueuedStep:
+        return self._steps[step_id]
 
     def may_pass(self, step: QueuedStep, slack_s: float) -> bool:
         """Whether a step that does not wait may start now, past all that does.
@@ -56,8 +62,8 @@ class PoolQueue(StepQueue):
                             yield group.level.priority, line.keys, line.num
 
     def reasons(
-        self, step_ids: Iterable[Hashable], now: float, num_per_s: float | None = None
-    ) -> dict[Hashable, Reason]:
+        self, step_ids: Iterable[_Id], now: float, num_per_s: float | None = None
+    ) -> dict[_Id, Reason]:
         """Answer `why` for many steps, in one pass over what waits.
 
         Args:
@@ -65,8 +71,8 @@ class PoolQueue(StepQueue):
             now: Seconds.
             num_per_s: See `why`.
         """
-        found: dict[Hashable, Reason] = {}
-        by_group: dict[Group, list[QueuedStep]] = {}
+        found: dict[_Id, Reason] = {}
+        by_group: dict[Group, dict[int, _Id]] = {}
         for step_id in step_ids:
             step = self._steps.get(step_id)
             if step is None or step.line is None:
@@ -75,19 +81,18 @@ class PoolQueue(StepQueue):
             if blocked is not None:
                 found[step_id] = blocked
             else:
-                by_group.setdefault(step.line.group, []).append(step)
-        for group, steps in by_group.items():
-            for step, num_ahead in self._ahead(group, steps):
+                by_group.setdefault(step.line.group, {})[id(step)] = step_id
+        for group, asked in by_group.items():
+            for step, num_ahead in self._ahead(group, asked):
                 until_at = now + (num_ahead + 1) / num_per_s if num_per_s else None
-                found[step.step_id] = BehindOthers(
+                found[asked[id(step)]] = BehindOthers(
                     num_ahead=num_ahead, priority=step.priority, until_at=until_at
                 )
         return found
 
-    def _ahead(self, group: Group, steps: list[QueuedStep]) -> Iterator[tuple[QueuedStep, int]]:
-        """Count who goes before each of some steps of a group, as `num_ahead` does for one."""
+    def _ahead(self, group: Group, asked: Collection[int]) -> Iterator[tuple[QueuedStep, int]]:
+        """Count who goes before each of some steps (by `id`) of a group, as `num_ahead` does for one."""
         places: list[tuple[float, int]] = []
-        asked = {id(step): step for step in steps}
         ordered: list[tuple[float, int, QueuedStep]] = []
         for line in group.lines.values():
             for order, number, step in line.heap:

@@ -169,7 +169,9 @@ class Group:
 
 
 def num_ahead(step: QueuedStep, groups: Iterable[Group]) -> int:
-    """Count who goes before a waiting step if nothing else comes: higher levels, its own line, fair turns."""
+    """Count who goes before a waiting step if nothing else comes: higher levels, its own line, fair turns.
+    Those whose tenant is at its limit do not.
+    """
     if step.line is None:
         return 0
     mine = step.line.group
@@ -183,6 +185,8 @@ def num_ahead(step: QueuedStep, groups: Iterable[Group]) -> int:
     own = sum(1 for order, number, _ in entries if (order, number) < place)
     above, others = 0, dict[str, int]()
     for group in groups:
+        if group.parked_under:
+            continue
         if group.level.priority > step.priority:
             above += group.num
         elif group.level is mine.level and group.tenant != step.tenant:

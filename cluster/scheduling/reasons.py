@@ -17,6 +17,7 @@ __all__ = [
     "BehindOthers",
     "CapacityShort",
     "DependencyUnfinished",
+    "IsolationWanted",
     "LabelMissing",
     "ModelCold",
     "NoPool",
@@ -96,6 +97,11 @@ class BehindOthers(Waits, frozen=True, tag="behind_others"):
     priority: int
     _SENTENCE: ClassVar[str] = "It waits for a free slot behind {num_ahead} others, with priority {priority}"
 
+    def sentence(self, now: float) -> str:
+        """Say it to people."""
+        text = super().sentence(now)
+        return text.replace("behind 0 others", "as the next").replace("behind 1 others", "behind 1 other")
+
 
 class ModelCold(Waits, frozen=True, tag="model_cold"):
     """The model is being loaded, or will be."""
@@ -174,10 +180,25 @@ class OwnerFull(Waits, frozen=True, tag="parked"):
 
 
 class ReplicaMissing(Waits, frozen=True, tag="replica_missing"):
-    """No replica of the pool is ready; one is being started, or will be."""
+    """No replica of the pool is ready; one is being started, or will be. `pool` is "" before it is known."""
 
     pool: str
     _SENTENCE: ClassVar[str] = "No replica of pool {pool} is ready yet"
+
+    def sentence(self, now: float) -> str:
+        """Say it to people."""
+        if not self.pool:
+            return "The scheduler has not told yet which pools there are."
+        return super().sentence(now)
+
+
+class IsolationWanted(Waits, frozen=True, tag="isolation"):
+    """Replicas died under it: it waits to run alone on one, so that no neighbour is blamed."""
+
+    pool: str
+    _SENTENCE: ClassVar[str] = (
+        "It waits for a replica of pool {pool} of its own, because others died under it"
+    )
 
 
 class ApprovalMissing(Waits, frozen=True, tag="approval"):
@@ -221,6 +242,7 @@ Reason = (
     | Paused
     | OwnerFull
     | ReplicaMissing
+    | IsolationWanted
     | ApprovalMissing
     | NoWorker
 )

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from cluster.errors import InvalidInput
 from cluster.scheduling.pools import PoolSpec
-from cluster.scheduling.reasons import Reason
+from cluster.scheduling.reasons import QuotaReached, RateReached, Reason
 from cluster.store import keys
 from cluster.store.connection import redis_errors_as_ours
 
@@ -138,6 +138,23 @@ class CapacitySnapshot(msgspec.Struct, frozen=True):
     fragmentation: float = 0.0
     scale_events: dict[str, int] = {}
     wait_s: dict[str, tuple[float, float]] = {}
+
+    def whole(self, reason: Reason) -> Reason:
+        """Say a limit as the cluster has it: who decided by it knows a share of it only."""
+        if not isinstance(reason, QuotaReached | RateReached):
+            return reason
+        limit = next((each for each in self.limits if each.key == reason.key), None)
+        if limit is None:
+            return reason
+        if isinstance(reason, QuotaReached):
+            if limit.max_concurrent is None:
+                return reason
+            num_used = max(limit.num_used, reason.num_used)
+            return msgspec.structs.replace(reason, num_used=num_used, limit=limit.max_concurrent)
+        if not isinstance(limit.rate, str) or not _RATE.match(limit.rate):
+            return reason
+        num, per_s = parse_rate(limit.rate)
+        return msgspec.structs.replace(reason, num=num, per_s=per_s)
 
 
 class LimitSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

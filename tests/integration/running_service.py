@@ -23,6 +23,7 @@ from actors.start import start_actors, stop_actors
 from cluster import placement_groups
 from cluster.errors import TuttiError
 from cluster.model.plan import Json, Plan, Submission
+from cluster.scheduling.reasons import StepWait
 from cluster.settings import Settings
 from cluster.store import keys
 from cluster.store.run_store import RunStore
@@ -154,6 +155,18 @@ class RunningService(StoredRuns):
                 await store.close()
 
         asyncio.run(send())
+
+    def why(self, run_id: str) -> list[StepWait]:
+        """Ask as the edge does why Steps of a Run wait."""
+
+        async def ask() -> list[StepWait]:
+            store = RunStore.connect(self.settings)
+            try:
+                return await store.why(run_id, None)
+            finally:
+                await store.close()
+
+        return asyncio.run(ask())
 
     def submit(self, plan: Plan, inputs: Json = None, **options: Any) -> str:
         run_id: str = ray.get(self.orchestrator().submit.remote(plan, inputs, **options), timeout=20)

@@ -44,6 +44,8 @@ def test_parked_run_can_be_cancelled_and_paused_and_times_out(service: RunningSe
     late = [each.run_id for each in sleeps_in(service, 40, priority=1)]
     hurried = [each.run_id for each in sleeps_in(service, 4, priority=1, timeout_s=0.5)]
 
+    (wait,) = service.why(late[0])
+    assert wait.sentence == "The Run waits behind the 50 Runs that its owner looks after."
     service.command(late[:4], "cancel", reason="too late")
     service.command(late[4:8], "pause")
 

@@ -7,8 +7,9 @@ import msgspec
 import orjson
 import pytest
 
-from cluster.scheduling.reasons import DependencyUnfinished, QuotaReached, StepWait
+from cluster.scheduling.reasons import DependencyUnfinished, QuotaReached, RateReached, StepWait
 from cluster.store import keys
+from tests.snapshots import snapshot, tell
 
 pytestmark = pytest.mark.integration
 
@@ -71,6 +72,26 @@ async def test_waiting_steps_are_told_with_reason_sentence_and_instant(client, s
         "dependency",
         None,
     )
+
+
+async def test_limit_is_told_as_the_cluster_has_it_not_as_the_share_of_the_owner(client, service, redis_url):
+    tell(redis_url, snapshot())
+    await client.post("/api/v1/runs", json={"plan": PLAN, "run_id": "r-1"})
+    share = QuotaReached(key="tenant:acme", num_used=2, limit=2)
+    rate = RateReached(key="capability:llm", num=5, per_s=1)
+    unknown = QuotaReached(key="tenant:new", num_used=1, limit=1)
+    waits = [
+        StepWait(step="a", reason=reason, sentence=reason.sentence(0)) for reason in (share, rate, unknown)
+    ]
+    ((submitted, _),) = await service.store.redis.xrange(service.store.keys_of("r-1").inbox)
+    _, answer = await asyncio.gather(
+        _answer_once(service.store, "r-1", submitted, waits), client.get("/api/v1/runs/r-1/why")
+    )
+    assert [wait["reason"]["sentence"] for wait in answer.json()["waits"]] == [
+        "The limit of tenant:acme is reached: 4/4 run.",
+        "The rate of capability:llm is reached: 10 in 1 s.",
+        "The limit of tenant:new is reached: 1/1 run.",
+    ]
 
 
 async def test_run_of_another_tenant_is_unknown_and_its_owner_is_not_asked(client, service):

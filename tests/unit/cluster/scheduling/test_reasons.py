@@ -22,6 +22,7 @@ ALL: list[reasons.Reason] = [
     reasons.Paused(),
     reasons.OwnerFull(max_loaded_runs=1000),
     reasons.ReplicaMissing(pool="p"),
+    reasons.IsolationWanted(pool="p"),
     reasons.ApprovalMissing(gate="release"),
     reasons.NoWorker(capability="render", num_busy=0, unmet="a GPU H200"),
 ]
@@ -50,3 +51,7 @@ def test_estimate_is_part_of_the_sentence() -> None:
 def test_wait_of_a_step_survives_json() -> None:
     wait = reasons.StepWait(step="a", item=3, reason=ALL[1], sentence="Because.", num=7)
     assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(wait)), reasons.StepWait) == wait
+
+
+def test_pool_that_is_not_known_yet_is_not_named() -> None:
+    assert "which pools there are" in reasons.ReplicaMissing(pool="").sentence(0)
