@@ -30,7 +30,7 @@ __all__ = ["APPLICATION", "DEPLOYMENT", "Ingress", "deploy", "undeploy"]
 APPLICATION = "tutti"
 DEPLOYMENT = "ingress"
 
-_SERVICERS = ["protos.orchestrator.v1.orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server"]
+_SERVICERS = ["serve_app.grpc_servicer.add_to_server"]
 _MAX_ONGOING = 20_000
 """Followers hold a request each for as long as their Run goes on."""
 

@@ -1,8 +1,9 @@
 """The five methods of OrchestratorService, for the deployment class: gRPC messages to core calls and back.
 
 It is the gRPC side of the task dialect and shares its parsing and rendering. Errors become status codes on
-the context, never exceptions: Serve would log a stack trace for each client's mistake. AgentService is not
-served.
+the context, never exceptions: Serve would log a stack trace for each client's mistake. For the same reason
+requests arrive as bytes and are parsed here: what a generated deserializer raises, gRPC calls INTERNAL.
+AgentService is not served.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import base64
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import orjson
+from google.protobuf.message import DecodeError, Message
 
 from cluster.catalog import Arrangement
-from cluster.errors import Conflict, Forbidden, InvalidInput, TuttiError
+from cluster.errors import Conflict, Forbidden, InvalidInput, PayloadTooLarge, TuttiError
 from protos.orchestrator.v1 import orchestrator_pb2 as pb
 from serve_app.access import AccessRule, Gate, grpc_peer_address
 from serve_app.auth import CREDENTIAL_NAMES, Principal
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 
     from serve_app.service import RunService
 
-__all__ = ["OrchestratorServicer"]
+__all__ = ["OrchestratorServicer", "add_to_server"]
 
+_Message = TypeVar("_Message", bound=Message)
 _log = logging.getLogger("tutti.grpc")
 _USER = AccessRule("user")
 _ANYBODY = AccessRule(None)
@@ -61,11 +64,12 @@ class OrchestratorServicer:
     figures: RequestFigures
 
     @measured
-    async def SubmitTask(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
+    async def SubmitTask(self, request: bytes, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Submit a task."""
         try:
             principal = await self._admit(grpc_context)
-            accepted = await self.service.submit(principal, tasks.request_of(_body_of(request)))
+            body = _body_of(self._parse(request, pb.TaskRequest))
+            accepted = await self.service.submit(principal, tasks.request_of(body))
         except TuttiError as error:
             return _fail(grpc_context, error, pb.TaskResponse())
         answer = tasks.accepted_of(accepted)
@@ -77,23 +81,23 @@ class OrchestratorServicer:
         )
 
     @measured
-    async def GetTaskStatus(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
+    async def GetTaskStatus(self, request: bytes, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Read a task."""
         try:
             principal = await self._admit(grpc_context)
-            view = await self.service.get(principal, _id_of(request))
+            view = await self.service.get(principal, _id_of(self._parse(request, pb.TaskStatusRequest)))
         except TuttiError as error:
             return _fail(grpc_context, error, pb.TaskStatusResponse())
         return _state_message(tasks.state_of(view, time.time()))
 
     @measured_stream
     async def StreamTaskUpdates(  # noqa: N802 - wire name
-        self, request: Any, grpc_context: RayServegRPCContext
+        self, request: bytes, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[Any]:
         """Send every update of a task from its beginning; end after the terminal one."""
         try:
             principal = await self._admit(grpc_context)
-            run_id = _id_of(request)
+            run_id = _id_of(self._parse(request, pb.TaskStatusRequest))
             _, events = await self.service.follow(principal, run_id)
             async for event in events:
                 update = tasks.update_of(run_id, event)
@@ -109,11 +113,12 @@ class OrchestratorServicer:
             _fail(grpc_context, error, None)
 
     @measured
-    async def CancelTask(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
+    async def CancelTask(self, request: bytes, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Cancel a task; one that has ended is answered with `success` false."""
         try:
             principal = await self._admit(grpc_context)
-            await self.service.cancel(principal, _id_of(request), request.reason)
+            asked = self._parse(request, pb.TaskCancelRequest)
+            await self.service.cancel(principal, _id_of(asked), asked.reason)
         except Conflict as error:
             return pb.TaskCancelResponse(success=False, message=error.message)
         except TuttiError as error:
@@ -121,10 +126,11 @@ class OrchestratorServicer:
         return pb.TaskCancelResponse(success=True, message=tasks.CANCELLED_MESSAGE)
 
     @measured
-    async def HealthCheck(self, request: Any, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
+    async def HealthCheck(self, request: bytes, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802 - wire name
         """Tell whether the service can take tasks."""
         try:
             self._check_peer(grpc_context)
+            self._parse(request, pb.HealthCheckRequest)
             report = report_of(await self.service.health())
         except TuttiError as error:
             return _fail(grpc_context, error, pb.HealthCheckResponse())
@@ -135,6 +141,23 @@ class OrchestratorServicer:
             uptime_seconds=report.uptime_seconds,
             stats={name: str(value) for name, value in {**stats, **report.stats.metrics}.items()},
         )
+
+    def _parse(self, request: bytes, kind: type[_Message]) -> _Message:
+        """Read a message, under the limit that HTTP bodies have.
+
+        Raises:
+            PayloadTooLarge: It is over the limit.
+            InvalidInput: It is none of this kind.
+        """
+        limit_bytes = self.service.settings.max_body_bytes
+        if len(request) > limit_bytes:
+            raise PayloadTooLarge(
+                f"the message is over the limit of {limit_bytes} bytes", limit_bytes=limit_bytes
+            )
+        try:
+            return kind.FromString(request)
+        except DecodeError:
+            raise InvalidInput(f"the message is no {kind.DESCRIPTOR.full_name}", malformed=True) from None
 
     def _check_peer(self, grpc_context: RayServegRPCContext) -> None:
         if self.gate.is_open and not self.gate.peers.has_grpc_peer(grpc_context.peer()):
@@ -149,6 +172,25 @@ class OrchestratorServicer:
             peer=grpc_peer_address(grpc_context.peer()),
             forwarded=[value for name, value in texts if name == FORWARDED_FOR],
         )
+
+
+def add_to_server(servicer: Any, server: Any) -> None:
+    """Register the service as the generated function does, save that its methods get requests as bytes.
+
+    Args:
+        servicer: Has the methods of the service.
+        server: A gRPC server, or what Serve has in place of one.
+    """
+    service = pb.DESCRIPTOR.services_by_name["OrchestratorService"]
+    handlers = {}
+    for method in service.methods:
+        streams = method.server_streaming
+        kind = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = kind(
+            getattr(servicer, method.name), response_serializer=lambda answer: answer.SerializeToString()
+        )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+    server.add_registered_method_handlers(service.full_name, handlers)
 
 
 def _fail(grpc_context: RayServegRPCContext, error: TuttiError, answer: Any) -> Any:

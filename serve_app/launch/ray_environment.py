@@ -25,6 +25,7 @@ _FILES_PER_CONNECTION = 2.6
 _RESERVED_FILES = 1_000
 _STREAMS_PER_CONNECTION = 10_000
 """gRPC puts all calls of a client on one connection; HAProxy's default of 100 makes the next one wait."""
+_MIN_MESSAGE_BYTES = 128 << 20
 _MAX_SOCKET_PATH_BYTES = 107
 _NODE_ID_CHARS = 56
 _ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -123,6 +124,8 @@ def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> di
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": streams,
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": streams,
+        # What a replica reads before the servicer refuses it, and the largest answer.
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max(2 * settings.max_body_bytes, _MIN_MESSAGE_BYTES)),
         # The default of 30 s would hold back every orderly end for that long.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(min(2.0, settings.drain_grace_s)),
         # On a busy machine HAProxy needs longer than the default of 5 s, and is killed for it.

@@ -10,7 +10,7 @@ import pytest
 from protos.orchestrator.v1 import orchestrator_pb2 as pb
 from protos.orchestrator.v1 import orchestrator_pb2_grpc as pb_grpc
 from serve_app.access import Gate
-from serve_app.grpc_servicer import OrchestratorServicer
+from serve_app.grpc_servicer import OrchestratorServicer, add_to_server
 from serve_app.request_figures import RequestFigures
 
 pytestmark = pytest.mark.integration
@@ -20,14 +20,16 @@ class _Served:
     def __init__(self, service, settings):
         servicer = OrchestratorServicer()
         servicer.service, servicer.gate, servicer.figures = service, Gate(settings), RequestFigures()
-        self._server = grpc.aio.server()
-        pb_grpc.add_OrchestratorServiceServicer_to_server(servicer, self._server)
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        add_to_server(servicer, self._server)
         self._port = self._server.add_insecure_port("127.0.0.1:0")
 
     async def __aenter__(self):
         await self._server.start()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._port}")
-        return pb_grpc.OrchestratorServiceStub(self._channel)
+        stub = pb_grpc.OrchestratorServiceStub(self._channel)
+        stub.channel = self._channel
+        return stub
 
     async def __aexit__(self, *_):
         await self._channel.close()
@@ -158,6 +160,28 @@ async def test_unknown_task_is_not_found(stub):
 async def test_oversize_metadata_and_full_tenant_exhaust_a_resource(stub):
     oversize = _example(metadata={"a": "x" * 5000})
     assert await _code(stub.SubmitTask(oversize)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_message_over_the_limit_of_bodies_exhausts_a_resource(stub, service):
+    oversize = _example(inputs=[pb.Input(data=b"x" * service.settings.max_body_bytes)])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.SubmitTask(oversize)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.details() == "PAYLOAD_TOO_LARGE: the message is over the limit of 65536 bytes"
+    assert (await service.store.totals()).submitted == 0
+
+
+@pytest.mark.parametrize("method", ["SubmitTask", "GetTaskStatus", "CancelTask", "HealthCheck"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(stub, method):
+    call = stub.channel.unary_unary(f"/orchestrator.OrchestratorService/{method}")
+    assert await _code(call(b"\xff\xff\xff")) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_bytes_that_are_no_message_end_a_stream_as_an_invalid_argument(stub):
+    call = stub.channel.unary_stream("/orchestrator.OrchestratorService/StreamTaskUpdates")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [update async for update in call(b"\xff\xff\xff")]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_command_without_a_verdict_is_unavailable(stub):
