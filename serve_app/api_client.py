@@ -40,8 +40,12 @@ _ERROR_BY_STATUS: dict[int, type[TuttiError]] = {
     413: InvalidInput,
     422: InvalidInput,
     429: LimitExceeded,
+    502: Unavailable,
     503: Unavailable,
+    504: Unavailable,
 }
+_STATUSES_OF_PROXIES = (404, 500, 502, 503, 504)
+"""What a proxy before us answers while there is no service behind it."""
 _TYPE_BY_SUFFIX = {
     ".json": "json",
     ".txt": "text",
@@ -258,19 +262,26 @@ def read_task_input(path: Path, input_id: str) -> dict[str, Any]:
 def _error_of(response: httpx.Response) -> TuttiError:
     kind = _ERROR_BY_STATUS.get(response.status_code, TuttiError)
     message = _message_of(response)
+    if message is None:
+        message = response.reason_phrase or "no reason given"
+        if response.status_code in _STATUSES_OF_PROXIES:
+            return Unavailable(
+                f"the service is not there at the moment (HTTP {response.status_code}: {message})"
+            )
     if kind is TuttiError:
         message = f"HTTP {response.status_code}: {message}"
     return kind(message)
 
 
-def _message_of(response: httpx.Response) -> str:
+def _message_of(response: httpx.Response) -> str | None:
+    """Read what the service says is wrong; None where it is not the service that speaks."""
     try:
         body = orjson.loads(response.content)
     except orjson.JSONDecodeError:
-        return response.reason_phrase or "no reason given"
+        return None
     for candidate in (body.get("error"), body.get("detail")) if isinstance(body, dict) else ():
         if isinstance(candidate, dict):
             candidate = candidate.get("message") or candidate.get("error")  # noqa: PLW2901 - a form of the same
         if isinstance(candidate, str) and candidate:
             return candidate.splitlines()[0]
-    return response.reason_phrase or "no reason given"
+    return None

@@ -12,6 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 from ray.serve.config import ControllerOptions, HTTPOptions, gRPCOptions
 
@@ -19,11 +20,15 @@ from cluster.errors import LaunchFailed
 from serve_app.access import Door, Gate
 from serve_app.grpc_servicer import OrchestratorServicer
 from serve_app.http_app import build_app
+from serve_app.launch.haproxy_start import write_starter
 from serve_app.request_figures import RequestFigures
 from serve_app.service import RunService
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cluster.settings import Settings
+    from serve_app.launch.port_claims import PortClaims
 
 __all__ = ["APPLICATION", "DEPLOYMENT", "Ingress", "deploy", "undeploy"]
 
@@ -62,11 +67,13 @@ class Ingress(OrchestratorServicer):
         return door
 
 
-def deploy(settings: Settings) -> None:
+def deploy(settings: Settings, folder: Path, claims: PortClaims) -> None:
     """Start the edge on a Ray that this process is connected to; return when it can serve.
 
     Args:
         settings: Where to listen, how many replicas, and what replicas need.
+        folder: The instance's own temporary folder.
+        claims: Takes the ports that are chosen.
 
     Raises:
         LaunchFailed: There are no free ports for the replicas.
@@ -76,12 +83,20 @@ def deploy(settings: Settings) -> None:
     serve.start(
         http_options=HTTPOptions(host=settings.host, port=settings.http_port),
         grpc_options=gRPCOptions(port=settings.grpc_port, grpc_servicer_functions=_SERVICERS),
-        controller_options=ControllerOptions(runtime_env={"env_vars": _grpc_port_variables()}),
+        controller_options=ControllerOptions(
+            runtime_env={"env_vars": {**_grpc_port_variables(claims), **_proxy_variables(folder)}}
+        ),
     )
     serve.run(_deployment(settings), name=APPLICATION, route_prefix="/", blocking=False)
 
 
-def _grpc_port_variables() -> dict[str, str]:
+def _proxy_variables(folder: Path) -> dict[str, str]:
+    """Name the program that starts HAProxy; not where nodes that lack the file would start one too."""
+    starter = write_starter(folder) if len([node for node in ray.nodes() if node["Alive"]]) == 1 else None
+    return {} if starter is None else {"RAY_SERVE_HAPROXY_BINARY_PATH": str(starter)}
+
+
+def _grpc_port_variables(claims: PortClaims) -> dict[str, str]:
     """Give the replicas of this instance gRPC ports of its own.
 
     Serve opens these ports with SO_REUSEPORT (it passes `grpc.so_reuseport` as text, which gRPC ignores), so
@@ -91,7 +106,7 @@ def _grpc_port_variables() -> dict[str, str]:
     for _ in range(_MAX_TRIES):
         first = random.randrange(_GRPC_PORTS.start, _GRPC_PORTS.stop, _PORTS_PER_INSTANCE)
         block = range(first, first + _PORTS_PER_INSTANCE)
-        if all(_is_free(port) for port in block[:16]):
+        if all(_is_free(port) for port in block[:16]) and claims.claim(first):
             return {
                 "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(block[0]),
                 "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(block[-1]),

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from cluster.errors import LaunchFailed
 from cluster.settings import Settings
+from serve_app.launch.port_claims import PortClaims
 
 __all__ = ["check_disk", "check_port", "check_ray_address"]
 
 _NEEDED_BYTES = 256 * 1024 * 1024
 
 
-def check_port(host: str, port: int, variable: str) -> None:
-    """Check that a port can be listened on.
+def check_port(host: str, port: int, variable: str, claims: PortClaims) -> None:
+    """Check that a port can be listened on, and claim it.
 
     Raises:
         LaunchFailed: Another process has it, it needs privileges, or the host is not this machine's.
@@ -41,6 +42,10 @@ def check_port(host: str, port: int, variable: str) -> None:
             else:
                 reason = f"port {port} on {host} cannot be used: {error.strerror}"
             raise LaunchFailed(reason) from None
+    if not claims.claim(port):
+        raise LaunchFailed(
+            f"port {port} is another service's, which is starting; choose another with {variable}"
+        )
 
 
 def check_disk(data_dir: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cluster.errors import LaunchFailed
 from cluster.settings import Settings
+from serve_app.launch.port_claims import PortClaims
 
 __all__ = ["free_ports", "raise_open_files", "serve_variables"]
 
@@ -54,11 +55,17 @@ def raise_open_files() -> int:
     return limit
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+def free_ports(count: int, host: str = "", claims: PortClaims | None = None) -> list[int]:
     """Find TCP ports that are free now and that the kernel gives to nobody by itself.
 
     They are used only seconds later, and Ray opens hundreds of connections meanwhile: a port of the range
-    that those come from would be taken now and then. Only one who asks for this very port can still take it.
+    that those come from would be taken now and then. Only one who asks for this very port can still take it,
+    and no service of ours does where they are claimed.
+
+    Args:
+        count: How many.
+        host: Where they must be free; "" for all addresses.
+        claims: Takes them.
     """
     begin, end = _unassigned_ports()
     candidates = [*random.sample(range(begin, end), min(end - begin, _MAX_TRIES)), *([0] * count)]
@@ -71,7 +78,9 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
             each = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
                 each.bind((host, candidate))
-                ports.append(int(each.getsockname()[1]))
+                port = int(each.getsockname()[1])
+                if claims is None or claims.claim(port):
+                    ports.append(port)
     return ports
 
 
@@ -84,13 +93,16 @@ def _unassigned_ports() -> tuple[int, int]:
     return _FIRST_PORT, max(first_assigned, _FIRST_PORT)
 
 
-def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> dict[str, str]:
+def serve_variables(
+    settings: Settings, folder: Path, num_open_files: int, claims: PortClaims | None = None
+) -> dict[str, str]:
     """Work out the variables.
 
     Args:
         settings: The service's.
         folder: The instance's own temporary folder, with a short path.
         num_open_files: What `raise_open_files` returned.
+        claims: Takes the ports that are chosen.
 
     Raises:
         LaunchFailed: The folder's path is too long for HAProxy's socket.
@@ -102,7 +114,9 @@ def serve_variables(settings: Settings, folder: Path, num_open_files: int) -> di
             f"the temporary folder {folder} has a path too long for sockets; set a shorter TMPDIR"
         )
     # Two more than needed: the service's own ports may be free still, and so among them.
-    free = [port for port in free_ports(6) if port not in (settings.http_port, settings.grpc_port)]
+    free = [
+        port for port in free_ports(6, claims=claims) if port not in (settings.http_port, settings.grpc_port)
+    ]
     metrics_port, stats_port, fallback_http_port, fallback_grpc_port = free[:4]
     streams = str(_STREAMS_PER_CONNECTION)
     return {

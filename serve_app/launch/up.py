@@ -29,6 +29,7 @@ from cluster.settings import (
     unknown_variables,
 )
 from serve_app.launch.leftovers import SESSION_LOGS, Claim, temporary_folder
+from serve_app.launch.port_claims import PortClaims
 from serve_app.launch.preconditions import check_disk, check_port, check_ray_address
 from serve_app.launch.processes import ProcessMark, descendants_of, find_process, mark_of
 from serve_app.launch.ray_environment import raise_open_files, serve_variables
@@ -71,6 +72,8 @@ class Service:
         self._say = say
         self._claim = Claim(settings.data_dir)
         self._claimed = False
+        self._ports = PortClaims()
+        self._folder = Path()
         self._redis: EmbeddedRedis | None = None
         self._core: tuple[ProcessMark, ...] = ()
         self._ray_started = False
@@ -174,6 +177,7 @@ class Service:
         if left:
             return  # the record stays, so that the next start looks for them again
         self._claim.release()
+        self._ports.release()
         self._claimed = False
 
     def _check(self) -> None:
@@ -194,8 +198,8 @@ class Service:
         if ended:
             self._say(f"ended {len(ended)} processes that a killed run had left")
         # After the leftovers: they may have held the ports.
-        check_port(self._settings.host, self._settings.http_port, "--http-port")
-        check_port(self._settings.host, self._settings.grpc_port, "--grpc-port")
+        check_port(self._settings.host, self._settings.http_port, "--http-port", self._ports)
+        check_port(self._settings.host, self._settings.grpc_port, "--grpc-port", self._ports)
 
     def _start_redis(self) -> str:
         settings = self._settings
@@ -210,9 +214,9 @@ class Service:
         return url
 
     def _start_ray(self, settings: Settings) -> None:
-        folder = temporary_folder()
+        self._folder = folder = temporary_folder()
         self._claim.note_folder(folder)
-        variables = serve_variables(settings, folder, self._num_open_files)
+        variables = serve_variables(settings, folder, self._num_open_files, self._ports)
         instance = {INSTANCE_VARIABLE: self._claim.instance}
         export_variables(defaults=variables, forced=instance)
         import ray
@@ -275,7 +279,7 @@ class Service:
             self._claim.note_children(self._kept())
             self._go_on()
             self._served = True
-            deploy(settings)
+            deploy(settings, self._folder, self._ports)
         except (RayError, RuntimeError, TimeoutError) as error:
             raise LaunchFailed(f"the service cannot be started: {first_line(error)}") from error
         self._claim.note_children(self._kept())

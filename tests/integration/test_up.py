@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,11 +62,48 @@ class Up:
         return list(descendants_of(self.process.pid))
 
 
+class Onlooker:
+    """A client that asks all the time, from before the service starts until after it has ended.
+
+    Attributes:
+        answers: (status, Retry-After, content type) of all that was answered.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.answers: set[tuple[int, str, str]] = set()
+        self._url = url
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=30) as client:
+            while not self._stopped.wait(0.02):
+                for path in ("/health", "/api/v1/runs"):
+                    with contextlib.suppress(httpx.TransportError):
+                        answer = client.get(path)
+                        told = [answer.headers.get(name, "") for name in ("retry-after", "content-type")]
+                        self.answers.add((answer.status_code, told[0], told[1]))
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
 def wait_until(holds: Callable[[], bool], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < deadline, "the condition never came"
         time.sleep(0.05)
+
+
+@contextmanager
+def onlooking(url: str) -> Iterator[Onlooker]:
+    onlooker = Onlooker(url)
+    try:
+        yield onlooker
+    finally:
+        onlooker.stop()
 
 
 @contextmanager
@@ -112,7 +150,7 @@ def test_killed_service_finds_its_runs_again_and_ends_without_a_trace(tmp_path: 
         first.process.kill()
         first.process.wait()
 
-        with up(tmp_path, ports) as second:
+        with onlooking(first.url) as onlooker, up(tmp_path, ports) as second:
             second.await_ready()
             redis = EmbeddedRedis.living_server(tmp_path)
             assert redis is not None
@@ -133,6 +171,9 @@ def test_killed_service_finds_its_runs_again_and_ends_without_a_trace(tmp_path: 
             assert EmbeddedRedis.living_server(tmp_path) is None
             logs = [path.read_text() for path in (tmp_path / "logs" / "last").glob("worker-*.err")]
             assert any(":actor_name:Scheduler" in text for text in logs)
+        # Where the service has begun to listen and is not there yet, or no more, clients shall try again.
+        assert onlooker.answers <= {(200, "", "application/json"), (503, "1", "application/json")}
+        assert (503, "1", "application/json") in onlooker.answers
 
 
 def test_signal_while_starting_ends_in_order(tmp_path: Path) -> None:
@@ -140,6 +181,21 @@ def test_signal_while_starting_ends_in_order(tmp_path: Path) -> None:
         wait_until(lambda: "raylet" in {mark.name for mark in service.everything()}, READY_S)
         processes = service.everything()
         record = service.record
+        ports = [
+            "--http-port",
+            service.url.rpartition(":")[2],
+            "--grpc-port",
+            service.grpc.rpartition(":")[2],
+        ]
+        another = subprocess.run(
+            [sys.executable, "-m", "serve_app.cli", "up", "--data-dir", str(tmp_path / "another"), *ports],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path.cwd(),
+        )
+        assert another.returncode == 1
+        assert "is another service's, which is starting; choose another with --http-port" in another.stderr
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(90) == 0, service.err.read_text()
         assert service.out.read_text() == ""

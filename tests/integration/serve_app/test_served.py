@@ -124,6 +124,17 @@ def test_oversize_body_without_a_length_is_413_through_the_proxy(client):
     assert response.status_code == 413
 
 
+def test_message_over_the_limit_and_bytes_that_are_none_are_refused_through_the_proxy(channel):
+    stub = pb_grpc.OrchestratorServiceStub(channel)
+    big = pb.TaskRequest(task_type="data_analysis", inputs=[pb.Input(data=b"x" * (40 << 20))])
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.SubmitTask(big)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/orchestrator.OrchestratorService/SubmitTask")(b"\xff\xff")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_page_of_elsewhere_is_refused_through_the_proxy(client):
     assert client.get("/health", headers={"Origin": "https://evil.example"}).status_code == 403
     assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403

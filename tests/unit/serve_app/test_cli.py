@@ -119,6 +119,8 @@ class SmallService:
             return 200, {**self.run, "status": "cancelled"}
         if path == "/api/v1/runs/shut":
             return 401, {"detail": "a credential is needed"}
+        if path == "/api/v1/runs/away":
+            return 404, "Path '/api/v1/runs/away' not found."
         return 404, {"error": {"code": "NOT_FOUND", "message": "no such run"}, "detail": "no such run"}
 
 
@@ -243,6 +245,7 @@ def test_unreachable_service_is_one_line_and_exit_1() -> None:
         (("get", "unknown"), "error: no such run"),
         (("get", "shut"), "error: a credential is needed"),
         (("watch", "unknown"), "error: no such run"),
+        (("get", "away"), "error: the service is not there at the moment (HTTP 404: Not Found)"),
         (("submit",), "error: give either a PLAN.json or --type"),
         (
             ("submit", "/nowhere/plan.json"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import LaunchFailed
 from cluster.settings import Settings
+from serve_app.launch import ray_environment
+from serve_app.launch.port_claims import PortClaims
 from serve_app.launch.ray_environment import free_ports, raise_open_files, serve_variables
 
 FOLDER = Path("/tmp/tutti-abcd1234")
@@ -43,6 +46,24 @@ def test_free_ports_are_different() -> None:
     ports = free_ports(8)
     assert len(set(ports)) == 8
     assert all(1024 <= port <= 65535 for port in ports)
+
+
+def test_port_that_is_taken_on_any_address_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HAProxy and Serve listen on all addresses, where a port that is free on loopback may be taken."""
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(ray_environment, "_unassigned_ports", lambda: (port, port + 1))
+        assert free_ports(1) != [port]
+
+
+def test_port_that_another_service_has_claimed_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = PortClaims(), PortClaims()
+    (port,) = free_ports(1, claims=first)
+    monkeypatch.setattr(ray_environment, "_unassigned_ports", lambda: (port, port + 1))
+    assert free_ports(1, claims=second) != [port]
+    first.release()
+    assert free_ports(1, claims=second) == [port]
+    second.release()
 
 
 def test_free_ports_are_none_that_the_kernel_gives_to_outgoing_connections() -> None:
