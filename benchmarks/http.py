@@ -32,7 +32,10 @@ _CONNECTIONS = 32
 _CLIENTS = 64
 _NUM_CHAINS = 3000
 _NUM_PLAIN_CHAINS = 1500
-_MANY = "10000000"
+_VARIABLES = {
+    "TUTTI_MAX_UNFINISHED_RUNS": "10000000",
+    "TUTTI_MAX_INGRESS": "1",  # as many as at least, on any machine: those of plain Serve do not grow either
+}
 
 
 def _request(plan: Plan, inputs: object = INPUT) -> bytes:
@@ -52,7 +55,7 @@ def measure(effort: Effort, wanted: Callable[[str], bool]) -> Iterator[Figure]:
         if wanted("http.submit_paused"):
             yield from _paused(plain, effort)
         if wanted("http.submit_running") or wanted("http.chain3"):
-            with tutti_up({"TUTTI_MAX_UNFINISHED_RUNS": _MANY}) as service:
+            with tutti_up(_VARIABLES) as service:
                 uvloop.run(follow_runs(service.url, _request(NOOP), 4, 50))
                 if wanted("http.submit_running"):
                     yield from _running(service, plain, effort)
@@ -135,7 +138,7 @@ def _paused(plain: ServedProcess, effort: Effort) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="tb") as folder:
         file = Path(folder) / "pools.yaml"
         file.write_bytes(orjson.dumps({"pools": pools}))  # JSON is YAML
-        variables = {"TUTTI_POOLS_FILE": str(file), "TUTTI_MAX_UNFINISHED_RUNS": _MANY}
+        variables = {"TUTTI_POOLS_FILE": str(file), **_VARIABLES}
         with tutti_up(variables) as service:
             _take_the_slot(service)
             yield from _Rounds(service, plain, effort).figures("http.submit_paused", "pool paused", 1000.0)

@@ -226,7 +226,22 @@ class Settings:
         2, read_whole, "Orchestrator actors that share the partitions", minimum=1
     )
     num_ingress: int = setting(
-        2, read_whole, "Ingress replicas; one costs seconds when it dies, two nothing", minimum=1
+        2, read_whole, "Ingress replicas at least; one costs seconds when it dies, two nothing", minimum=1
+    )
+    max_ingress: int = setting(
+        0,
+        read_whole,
+        "Ingress replicas at most, but never fewer than at least",
+        special="0: half of the cluster's CPUs when the service starts",
+        minimum=0,
+        maximum=64,
+    )
+    ingress_cpu_share: float = setting(
+        0.7,
+        float,
+        "Share of a core that each ingress replica is to have in use; above it another one is started",
+        minimum=0.01,
+        maximum=1,
     )
     ray_num_cpus: float = setting(
         0.0, float, "CPUs that the local Ray may hand out", special="0: all, at least 4", minimum=0

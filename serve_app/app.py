@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
-from ray.serve.config import ControllerOptions, HTTPOptions, gRPCOptions
+from ray.serve.config import AutoscalingConfig, ControllerOptions, HTTPOptions, gRPCOptions
 
 from cluster.errors import LaunchFailed
 from serve_app.access import Door, Gate
 from serve_app.grpc_servicer import OrchestratorServicer
 from serve_app.http_app import build_app
+from serve_app.ingress_scaling import CPU_SHARE, CpuMeter, autoscaling_of
 from serve_app.launch.haproxy_start import write_starter
 from serve_app.request_figures import RequestFigures
 from serve_app.service import RunService
@@ -56,6 +57,11 @@ class Ingress(OrchestratorServicer):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._meter = CpuMeter()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Serve every few seconds what its autoscaling goes by."""
+        return {CPU_SHARE: self._meter.share()}
 
     def __serve_build_asgi_app__(self) -> Door:
         """Open the store on the replica's own loop and build the HTTP side."""
@@ -71,7 +77,7 @@ def deploy(settings: Settings, folder: Path, claims: PortClaims) -> None:
     """Start the edge on a Ray that this process is connected to; return when it can serve.
 
     Args:
-        settings: Where to listen, how many replicas, and what replicas need.
+        settings: Where to listen, how many replicas there may be, and what they need.
         folder: The instance's own temporary folder.
         claims: Takes the ports that are chosen.
 
@@ -125,9 +131,10 @@ def _is_free(port: int) -> bool:
 
 def _deployment(settings: Settings) -> Any:
     deployment = serve.deployment(serve.ingress()(Ingress))
+    num_cpus: float = ray.cluster_resources().get("CPU", 0.0)
     return deployment.options(
         name=DEPLOYMENT,
-        num_replicas=settings.num_ingress,
+        autoscaling_config=AutoscalingConfig(**autoscaling_of(settings, num_cpus)),
         max_ongoing_requests=_MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=settings.drain_grace_s,
