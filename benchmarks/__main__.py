@@ -11,7 +11,7 @@ import typer
 from ray.exceptions import RayError
 from rich.console import Console
 
-from benchmarks import engine, footprint, http, recovery, simulation
+from benchmarks import engine, footprint, http, order, recovery, simulation
 from benchmarks.conditions import conditions, loadavg
 from benchmarks.report import Figure, as_json, print_report
 from benchmarks.work import Effort, MeasurementFailed
@@ -26,6 +26,7 @@ _JSON = Path("out/bench.json")
 _Group = Callable[[Effort, Callable[[str], bool]], Iterator[Figure]]
 _GROUPS: tuple[tuple[tuple[str, ...], _Group], ...] = (
     (engine.FIGURES, engine.measure),
+    (order.FIGURES, order.measure),
     (http.FIGURES, http.measure),
     (recovery.FIGURES, recovery.measure),
     (footprint.FIGURES, footprint.measure),
