@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -52,18 +54,18 @@ class Submitter:
         submission, compiled = await self._prepare(plan, inputs, options)
         if submission.run_id:
             return (await self._store.submit(submission, compiled)).run_id
-        await self._store.check_room(submission.tenant, 1)
         if submission.after:
             await self._store.check_predecessors([submission])
         submission = self._named(submission)
-        accepted = self._driver.intake.create(submission, compiled, time.time())
-        if accepted is not None:
-            try:
-                await _within_time(accepted)
-            except StaleOwner:
-                accepted = None  # another owner took the partition over: the store knows the way to it
-        if accepted is None:
-            await self._store.submit(submission, compiled)
+        async with self._store.room.of(submission.tenant, 1):
+            accepted = self._driver.intake.create(submission, compiled, time.time())
+            if accepted is not None:
+                try:
+                    await _within_time(accepted)
+                except StaleOwner:
+                    accepted = None  # another owner took the partition over: the store knows the way to it
+            if accepted is None:
+                await self._store.submit(submission, compiled, has_room=True)
         return submission.run_id
 
     async def submit_many(
@@ -75,18 +77,19 @@ class Submitter:
             prepared.append(await self._prepare(plan, each_inputs, options))
             if position % _CHUNK == _CHUNK - 1:
                 await asyncio.sleep(0)
-        ours = [submission for submission, _ in prepared if not submission.run_id]
-        for tenant in {submission.tenant for submission in ours}:
-            await self._store.check_room(tenant, sum(each.tenant == tenant for each in ours))
-        if any(submission.after for submission in ours):
+        if any(submission.after for submission, _ in prepared):
             await self._store.check_predecessors([submission for submission, _ in prepared])
-        run_ids, through_store, pending = await self._create(prepared)
-        for submission, accepted in pending:
-            try:
-                await _within_time(accepted)
-            except StaleOwner:
-                through_store.append(submission)
-        for outcome in await self._store.submit_many(through_store) if through_store else ():
+        async with AsyncExitStack() as taken:
+            for tenant, num_runs in Counter(submission.tenant for submission, _ in prepared).items():
+                await taken.enter_async_context(self._store.room.of(tenant, num_runs))
+            run_ids, through_store, pending = await self._create(prepared)
+            for submission, accepted in pending:
+                try:
+                    await _within_time(accepted)
+                except StaleOwner:
+                    through_store.append(submission)
+            outcomes = await self._store.submit_many(through_store, has_room=True) if through_store else ()
+        for outcome in outcomes:
             if isinstance(outcome, TuttiError):
                 raise outcome
         return run_ids

@@ -22,6 +22,7 @@ the tag, and scripts declare all their keys, so that Redis Cluster stays possibl
 | tutti:orchestrators | zset id by last sign of life | permanent | orchestrators |
 | tutti:metrics:<n> | string | 15 s | orchestrator n |
 | tutti:metrics:ingress | hash replica to counts | 15 s | ingress replicas |
+| tutti:room:<tenant> | zset of Runs about to be submitted, by end of lease | 30 s | reserve.lua |
 | tutti:durations | hash capability to mean seconds | permanent | orchestrators |
 | tutti:ledger | hash replica id to entry | permanent | scheduler |
 | tutti:pools | hash pool to declaration, "" where removed | permanent | ingress |
@@ -55,6 +56,7 @@ __all__ = [
     "PartitionKeys",
     "metrics_key",
     "partition_of",
+    "room",
 ]
 
 FORMAT_VERSION = "2"
@@ -87,6 +89,11 @@ RUN_HASHES = "tutti:{*}:run:*"
 def metrics_key(number: str) -> str:
     """Key of an orchestrator's metrics snapshot."""
     return f"tutti:metrics:{number}"
+
+
+def room(tenant: str) -> str:
+    """Key of what is about to be submitted near a tenant's limit."""
+    return f"tutti:room:{tenant}"
 
 
 def partition_of(run_id: str, num_partitions: int) -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import uuid4
 
@@ -31,14 +33,12 @@ from cluster.store import keys, scripts
 from cluster.store.connection import connect_redis, redis_errors_as_ours
 from cluster.store.run_codec import EncodedSubmission, decode_header, encode_submission
 from cluster.store.run_reader import RunReader
+from cluster.store.tenant_room import TenantRoom
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
 
 __all__ = ["RunStore", "SubmitOutcome", "Verdict"]
-
-_CACHE_S = 1.0
-_OWN_SHARE = 0.95  # of the server's maxmemory
 
 
 class SubmitOutcome(NamedTuple):
@@ -60,8 +60,7 @@ class RunStore(RunReader):
         super().__init__(redis, settings)
         self._waiting: list[_Waiting] = []
         self._flusher: asyncio.Task[None] | None = None
-        self._unfinished: dict[str, tuple[float, int]] = {}
-        self._memory: tuple[float, int, int] = (0.0, 0, 0)
+        self.room = TenantRoom(redis, self._partitions, settings)
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -76,8 +75,13 @@ class RunStore(RunReader):
 
     # -- submit
 
-    async def submit(self, submission: Submission, compiled: CompiledPlan | None = None) -> SubmitOutcome:
+    async def submit(
+        self, submission: Submission, compiled: CompiledPlan | None = None, *, has_room: bool = False
+    ) -> SubmitOutcome:
         """Accept a Run durably.
+
+        Args:
+            has_room: The caller has taken room for it.
 
         Raises:
             AlreadyExists: The run_id was given with another digest.
@@ -88,13 +92,16 @@ class RunStore(RunReader):
         encoded = encode_submission(submission, time.time(), compiled)
         if submission.after:
             await self.check_predecessors([submission])
+        if has_room:
+            (reply,) = await self._enqueue([encoded])
+            return _outcome_of(submission.run_id, reply)
         try:
-            await self.check_room(submission.tenant, 1)
+            async with self.room.of(submission.tenant, 1):
+                (reply,) = await self._enqueue([encoded])
         except LimitExceeded:
             if await self._was_given(encoded):
                 return SubmitOutcome(submission.run_id, created=False)
             raise
-        (reply,) = await self._enqueue([encoded])
         return _outcome_of(submission.run_id, reply)
 
     async def _was_given(self, encoded: EncodedSubmission) -> bool:
@@ -135,8 +142,13 @@ class RunStore(RunReader):
             if header is None or decode_header(header).tenant != tenant:
                 raise InvalidInput(f"after: there is no run {other}", field="after")
 
-    async def submit_many(self, submissions: Sequence[Submission]) -> list[SubmitOutcome | TuttiError]:
+    async def submit_many(
+        self, submissions: Sequence[Submission], *, has_room: bool = False
+    ) -> list[SubmitOutcome | TuttiError]:
         """Accept many; each is answered for itself, in order.
+
+        Args:
+            has_room: The caller has taken room for them.
 
         Raises:
             LimitExceeded: There is no room for all of them; none was accepted.
@@ -145,9 +157,11 @@ class RunStore(RunReader):
         encoded = [encode_submission(submission, time.time()) for submission in submissions]
         if any(submission.after for submission in submissions):
             await self.check_predecessors(submissions)
-        for tenant in {submission.tenant for submission in submissions}:
-            await self.check_room(tenant, sum(s.tenant == tenant for s in submissions))
-        replies = await self._enqueue(encoded)
+        async with AsyncExitStack() as taken:
+            by_tenant = Counter(each.tenant for each in submissions)
+            for tenant, num_runs in () if has_room else by_tenant.items():
+                await taken.enter_async_context(self.room.of(tenant, num_runs))
+            replies = await self._enqueue(encoded)
         outcomes: list[SubmitOutcome | TuttiError] = []
         for submission, reply in zip(submissions, replies, strict=True):
             try:
@@ -155,45 +169,6 @@ class RunStore(RunReader):
             except AlreadyExists as error:
                 outcomes.append(error)
         return outcomes
-
-    async def check_room(self, tenant: str, num_runs: int) -> None:
-        """Refuse what is over a bound. The tenant's count is at most a second old, but fresh near the
-        limit.
-        """
-        limit = self._settings.max_unfinished_runs
-        now = time.monotonic()
-        checked_at, count = self._unfinished.get(tenant, (0.0, 0))
-        if now - checked_at > _CACHE_S or count + num_runs > limit * 0.9:
-            count = await self.count_unfinished(tenant)
-            checked_at = now
-        if count + num_runs > limit:
-            raise LimitExceeded(
-                f"tenant {tenant} has {count} unfinished runs; the limit is {limit}",
-                retry_after_s=1.0,
-                limit=limit,
-            )
-        self._unfinished[tenant] = (checked_at, count + num_runs)
-        await self._check_memory(now)
-
-    async def _check_memory(self, now: float) -> None:
-        """Redis's own limit counts as well, a twentieth before it: what was accepted needs room to go on."""
-        if now - self._memory[0] > _CACHE_S:
-            with redis_errors_as_ours():
-                info = await self.redis.info("memory")
-            limits = (self._settings.max_redis_bytes, int(info.get("maxmemory", 0) * _OWN_SHARE))
-            limit = min((each for each in limits if each), default=0)
-            self._memory = (now, int(info["used_memory"]), limit)
-        _, used, limit = self._memory
-        if limit and used > limit:
-            raise LimitExceeded("the store is at its memory limit", retry_after_s=5.0, limit=limit)
-
-    async def count_unfinished(self, tenant: str) -> int:
-        """Count the tenant's Runs that have not ended."""
-        with redis_errors_as_ours():
-            pipe = self.redis.pipeline(transaction=False)
-            for partition in self._partitions:
-                pipe.hget(partition.tenants, tenant)
-            return sum(int(count or 0) for count in await pipe.execute())
 
     async def _enqueue(self, encoded: Sequence[EncodedSubmission]) -> list[str]:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,19 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-__all__ = ["COMMIT", "OWN", "POST", "SUBMIT", "WATCH", "Argument", "Call", "Script", "call", "call_many"]
+__all__ = [
+    "COMMIT",
+    "OWN",
+    "POST",
+    "RESERVE",
+    "SUBMIT",
+    "WATCH",
+    "Argument",
+    "Call",
+    "Script",
+    "call",
+    "call_many",
+]
 
 Argument = str | bytes | int | float
 
@@ -27,6 +39,7 @@ class Script:
 
 SUBMIT = Script("submit")
 POST = Script("post")
+RESERVE = Script("reserve")
 OWN = Script("own")
 COMMIT = Script("commit")
 WATCH = Script("watch")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 
 import pytest
 import redis as sync_redis
@@ -14,7 +16,7 @@ from cluster.store.run_reader import Totals
 from cluster.store.run_store import RunStore, SubmitOutcome
 from tests.integration.store.conftest import OpenOwner, OpenStore
 from tests.integration.store.contents import contents_of
-from tests.integration.store.owner import ids_in, submission
+from tests.integration.store.owner import NUM_PARTITIONS, ids_in, submission
 from tests.key_leaks import leaked_keys
 
 pytestmark = pytest.mark.integration
@@ -105,6 +107,100 @@ async def test_many_that_do_not_all_fit_are_all_refused(
     assert contents_of(client) == {}
 
 
+async def test_small_limit_holds_over_all_processes_that_submit_in_turn(open_store: OpenStore) -> None:
+    stores = [open_store(max_unfinished_runs=5) for _ in range(3)]
+    num_accepted = 0
+    for number in range(12):
+        with suppress(LimitExceeded):
+            await stores[number % 3].submit(submission(f"r-{number}"))
+            num_accepted += 1
+    assert num_accepted == await stores[0].room.count_unfinished("default") == 5
+
+
+async def test_limit_holds_for_those_who_submit_at_once_and_its_last_place_can_be_had(
+    open_store: OpenStore,
+) -> None:
+    stores = [open_store(max_unfinished_runs=20) for _ in range(4)]
+    names = iter(range(1000))
+
+    async def work(store: RunStore) -> int:
+        num_accepted = 0
+        for _ in range(8):
+            batch = [submission(f"r-{next(names)}") for _ in range(2)]
+            with suppress(LimitExceeded):
+                await store.submit(batch[0])
+                num_accepted += 1
+                num_accepted += len(await store.submit_many(batch[1:]))
+        return num_accepted
+
+    num_accepted = sum(await asyncio.gather(*(work(store) for store in stores)))
+    assert num_accepted == await stores[0].room.count_unfinished("default") <= 20
+    while num_accepted < 20:
+        await stores[num_accepted % 4].submit(submission(f"r-{next(names)}"))
+        num_accepted += 1
+    with pytest.raises(LimitExceeded):
+        await stores[0].submit(submission("r-more"))
+
+
+async def test_submits_far_below_the_limit_neither_announce_nor_count_each_time(
+    store: RunStore, client: sync_redis.Redis
+) -> None:
+    await store.submit(submission("r-first"))
+    client.config_resetstat()
+    began_at = time.monotonic()
+    for number in range(50):
+        await store.submit(submission(f"r-{number}"))
+    num_seconds = int(time.monotonic() - began_at) + 1
+    calls = {name: each["calls"] for name, each in client.info("commandstats").items()}
+    num_blocks = num_seconds * 2 + 1
+    assert calls.get("cmdstat_zrange", 0) <= num_blocks
+    assert calls["cmdstat_hget"] - 50 <= num_blocks * 2 * NUM_PARTITIONS
+
+
+async def test_limit_holds_where_one_process_has_counted_just_before_another_fills_it(
+    open_store: OpenStore,
+) -> None:
+    first, second = (open_store(max_unfinished_runs=1000) for _ in range(2))
+    await first.submit(submission("r-first"))
+    await second.submit_many([submission(f"r-{number}") for number in range(999)])
+    for store in (first, second):
+        with pytest.raises(LimitExceeded):
+            await store.submit(submission("r-more"))
+    assert await first.room.count_unfinished("default") == 1000
+
+
+async def test_limit_holds_while_blocks_are_used_up_by_many_at_once(open_store: OpenStore) -> None:
+    stores = [open_store(max_unfinished_runs=1000) for _ in range(3)]
+
+    async def work(store: RunStore, name: str) -> int:
+        num_accepted = 0
+        with suppress(LimitExceeded):
+            while True:
+                await store.submit(submission(f"r-{name}-{num_accepted}"))
+                num_accepted += 1
+        return num_accepted
+
+    works = [work(store, f"{index}-{n}") for index, store in enumerate(stores) for n in range(20)]
+    assert sum(await asyncio.gather(*works)) == await stores[0].room.count_unfinished("default") == 1000
+
+
+async def test_announcement_of_a_dead_process_lapses_and_until_then_takes_room(
+    open_store: OpenStore, client: sync_redis.Redis
+) -> None:
+    store = open_store(max_unfinished_runs=5)
+    dead, lapsed = f"{'b' * 32}:3", f"{'a' * 32}:3"
+    client.zadd("tutti:room:default", {lapsed: 1.0, dead: time.time() * 1000 + 60_000})
+    client.expire("tutti:room:default", 60)
+    with pytest.raises(LimitExceeded):
+        await store.submit_many([submission(f"r-{number}") for number in range(3)])
+    await store.submit_many([submission(f"r-{number}") for number in range(2)])
+    with pytest.raises(LimitExceeded):
+        await store.submit(submission("r-2"))
+    client.zadd("tutti:room:default", {dead: 1.0})
+    await store.submit_many([submission(f"r-{number}") for number in range(2, 5)])
+    assert client.zcard("tutti:room:default") == 0
+
+
 async def test_ended_run_makes_room_for_the_next(open_store: OpenStore, open_owner: OpenOwner) -> None:
     store = open_store(max_unfinished_runs=1)
     (run_id,) = ids_in(0, 1)
@@ -162,7 +258,7 @@ async def test_totals_count_what_came_and_how_it_ended(store: RunStore, open_own
     owner.partition.runs.pop(third)
     await owner.run_all()
     assert await store.totals() == Totals(submitted=3, succeeded=1, failed=0, cancelled=1, unfinished=1)
-    assert await store.count_unfinished("default") == 1
+    assert await store.room.count_unfinished("default") == 1
 
 
 # -- lists
