@@ -17,6 +17,7 @@ from actors.waits import wait_of_parked, waits_of
 from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import events as ev
+from cluster.model.run_id import client_id
 from cluster.store.keys import partition_of
 from cluster.store.run_codec import created_run, decode_run
 
@@ -116,8 +117,8 @@ class Intake:
     async def _refusal_of(self, partition: Partition, run_id: str) -> TuttiError:
         async for run in self._journal.load(partition.number, [run_id]):
             status = run.record.status
-            return Conflict(f"run {run_id} has already ended: {status}", status=status)
-        return NotFound(f"run {run_id} not found")
+            return Conflict(f"run {client_id(run_id)} has already ended: {status}", status=status)
+        return NotFound(f"run {client_id(run_id)} not found")
 
     async def _deliver(self, partition: Partition, run_id: str, event: ev.Event) -> Outcome | None:
         """Let something happen to a Run, loading it where it is parked; None where it does not go on.

@@ -20,6 +20,7 @@ import msgspec
 from cluster.errors import InvalidInput, StaleOwner, TuttiError, Unavailable
 from cluster.model.compiled import CompiledPlan, compile_plan
 from cluster.model.plan import Json, Submission
+from cluster.model.run_id import stored_id
 from cluster.model.submission_rules import (
     check_metadata_size,
     check_priority,
@@ -130,7 +131,7 @@ class Submitter:
         submission = _converted({**fields, "plan": compiled.plan})
         check_tenant(submission.tenant)
         if submission.run_id or submission.after or submission.timeout_s is not None:
-            check_submission(msgspec.structs.replace(submission, run_id=submission.run_id or "unnamed"))
+            submission = _checked(submission)
         else:
             check_priority(submission.priority)
         raw_inputs = encode_value(submission.inputs, "inputs")
@@ -149,11 +150,11 @@ class Submitter:
     def _named(self, submission: Submission) -> Submission:
         """Give an id whose partition is owned here, so that the Run needs no hop."""
         own = self._driver.partitions
-        run_id = uuid4().hex
+        run_id = stored_id(submission.tenant, uuid4().hex)
         for _ in range(16):
             if not own or keys.partition_of(run_id, self._settings.num_partitions) in own:
                 break
-            run_id = uuid4().hex
+            run_id = stored_id(submission.tenant, uuid4().hex)
         return msgspec.structs.replace(submission, run_id=run_id)
 
 
@@ -164,6 +165,26 @@ async def _within_time(accepted: asyncio.Future[None]) -> None:
     except TimeoutError:
         message = "the store cannot be reached; the run may be accepted yet"
         raise Unavailable(message, retry_after_s=1.0) from None
+
+
+def _checked(submission: Submission) -> Submission:
+    """Check ids and numbers, and name the Runs as the store does; drivers may have given either name.
+
+    Raises:
+        InvalidInput: See check_submission.
+    """
+    prefix = stored_id(submission.tenant, "")
+    short = msgspec.structs.replace(
+        submission,
+        run_id=submission.run_id.removeprefix(prefix) or "unnamed",
+        after=tuple(other.removeprefix(prefix) for other in submission.after),
+    )
+    check_submission(short)
+    return msgspec.structs.replace(
+        submission,
+        run_id=prefix + short.run_id if submission.run_id else "",
+        after=tuple(prefix + other for other in short.after),
+    )
 
 
 def _converted(fields: dict[str, Any]) -> Submission:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from actors.pool_line import Ready
 from cluster.lifecycle.run_status import RunStatus
 from cluster.lifecycle.step_status import StepStatus
+from cluster.model.run_id import client_id
 from cluster.scheduling.reasons import (
     BackingOff,
     DependencyUnfinished,
@@ -48,7 +49,8 @@ def waits_of(run: Run, queued: Mapping[Ready, Reason], now: float) -> list[StepW
     if run.record.status.is_terminal:
         return []
     if run.record.waiting_for:
-        return [_told("", -1, DependencyUnfinished(names=run.record.waiting_for[:_MAX_NAMES]), now)]
+        names = tuple(map(client_id, run.record.waiting_for[:_MAX_NAMES]))
+        return [_told("", -1, DependencyUnfinished(names=names), now)]
     told: list[StepWait] = []
     rest: dict[tuple[str, str], tuple[Reason, int]] = {}
     for step, item, reason in _reasons(run, queued):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 
 from cluster.errors import Forbidden, InvalidInput, InvalidSetting, Unauthenticated
+from cluster.model.run_id import DEFAULT_TENANT
 from cluster.model.submission_rules import is_tenant
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CREDENTIAL_NAMES", "DEFAULT_TENANT", "ROLES", "Authenticator", "Principal"]
 
-DEFAULT_TENANT = "default"
 ROLES: Mapping[str, int] = {"worker": 0, "user": 1, "agent": 2, "admin": 3}
 """Rank of each role: a higher one may do all that a lower one may. A worker only has its scope."""
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -24,6 +24,7 @@ from cluster.lifecycle.run_status import RunStatus
 from cluster.model.blob_reference import is_json_media_type, is_reference, resolve
 from cluster.model.compiled import CompiledPlan
 from cluster.model.plan import Json, Submission
+from cluster.model.run_id import client_id, stored_id
 from cluster.model.submission_rules import (
     check_metadata_size,
     check_priority,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Accepted", "Health", "RunRequest", "RunService"]
 
+_R = TypeVar("_R", bound=RunSummary)
 _HASH_IN_THREAD_BYTES = 1 << 20
 
 
@@ -134,13 +136,13 @@ class RunService:
         else:
             digest = _digest(principal.tenant, request, raw_inputs, raw_metadata)
         submission = Submission(
-            run_id=request.run_id or uuid4().hex,
+            run_id=stored_id(principal.tenant, request.run_id or uuid4().hex),
             plan=request.plan.plan,
             inputs=inputs,
             tenant=principal.tenant,
             priority=request.priority,
             timeout_s=request.timeout_s,
-            after=request.after,
+            after=tuple(stored_id(principal.tenant, other) for other in request.after),
             dialect=request.dialect,
             metadata=request.metadata,
             webhook_url=request.webhook_url,
@@ -150,7 +152,7 @@ class RunService:
         outcome = await self.store.submit(submission, request.plan)
         estimated_ms = await self.store.estimate_ms(request.plan.plan)
         status = RunStatus.PENDING if request.after else RunStatus.QUEUED
-        return Accepted(outcome.run_id, outcome.created, status, estimated_ms)
+        return Accepted(client_id(outcome.run_id), outcome.created, status, estimated_ms)
 
     # -- read
 
@@ -160,7 +162,7 @@ class RunService:
         Raises:
             NotFound: Unknown, expired, or another tenant's.
         """
-        view = await self.store.get(run_id, principal.tenant)
+        view = _as_known(await self.store.get(stored_id(principal.tenant, run_id), principal.tenant))
         if is_reference(view.output) and is_json_media_type(view.output.get("media_type")):
             output = await asyncio.to_thread(self._read_output, view.output)
             view = msgspec.structs.replace(view, output=output)
@@ -179,7 +181,7 @@ class RunService:
         Raises:
             NotFound: Unknown, expired, or another tenant's.
         """
-        return await self.store.summary(run_id, principal.tenant)
+        return _as_known(await self.store.summary(stored_id(principal.tenant, run_id), principal.tenant))
 
     async def list_runs(
         self,
@@ -197,9 +199,10 @@ class RunService:
         """
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit: must be 1 to 1000", field="limit")
-        return await self.store.list_runs(
+        runs, next_cursor = await self.store.list_runs(
             principal.tenant, statuses=statuses, dialect=dialect, limit=limit, cursor=cursor
         )
+        return [_as_known(run) for run in runs], next_cursor
 
     async def follow(
         self, principal: Principal, run_id: str, after_seq: int = 0
@@ -209,8 +212,8 @@ class RunService:
         Raises:
             NotFound: Unknown, expired, or another tenant's.
         """
-        summary = await self.store.summary(run_id, principal.tenant)
-        return summary, self.store.follow_known(run_id, after_seq)
+        summary = await self.summary(principal, run_id)
+        return summary, self.store.follow_known(stored_id(principal.tenant, run_id), after_seq)
 
     async def why(self, principal: Principal, run_id: str) -> tuple[RunSummary, list[StepWait]]:
         """Return how the Run stands, and why Steps of it wait, by the decisions that let them.
@@ -219,10 +222,10 @@ class RunService:
             NotFound: Unknown, expired, or another tenant's.
             Unavailable: The Run's owner gave no answer in time.
         """
-        summary = await self.store.summary(run_id, principal.tenant)
+        summary = await self.summary(principal, run_id)
         if summary.status.is_terminal:
             return summary, []
-        waits = await self.store.why(run_id, principal.tenant)
+        waits = await self.store.why(stored_id(principal.tenant, run_id), principal.tenant)
         snapshot = await self._capacity.snapshot() if waits else None
         if snapshot is None:
             return summary, waits
@@ -267,7 +270,8 @@ class RunService:
             command_id = hashlib.sha256(
                 f"{principal.tenant}\0{run_id}\0{kind}\0{command_id}".encode()
             ).hexdigest()
-        await self.store.command(run_id, principal.tenant, kind, command_id=command_id, **arguments)
+        name = stored_id(principal.tenant, run_id)
+        await self.store.command(name, principal.tenant, kind, command_id=command_id, **arguments)
 
     # -- health
 
@@ -298,6 +302,12 @@ class RunService:
         except Unavailable:
             pass
         return Health(False, self.version, uptime_s, 0, 0, 0, 0, 0, 0)
+
+
+def _as_known(run: _R) -> _R:
+    """Give a Run the id that its client knows."""
+    run_id = client_id(run.run_id)
+    return run if run_id == run.run_id else msgspec.structs.replace(run, run_id=run_id)
 
 
 def _digest(tenant: str, request: RunRequest, raw_inputs: bytes, raw_metadata: bytes) -> str:

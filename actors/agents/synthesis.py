@@ -19,6 +19,7 @@ from actors.agents.table_findings import Findings, find_in_table
 from actors.agents.wording import in_words, plural, say_list
 from cluster.errors import FailureCode, StepError
 from cluster.model.plan import Json
+from cluster.model.run_id import client_id
 
 __all__ = ["Synthesis", "write_report"]
 
@@ -156,7 +157,7 @@ class Synthesis:
             raise StepError("analysis must be the output of data_analysis", code=FailureCode.VALIDATION_ERROR)
         await context.progress(0.9, "writing the report")
         title = _title_told(given.get("metadata")) or _title_told(context.metadata)
-        return await asyncio.to_thread(write_report, analysis, context.run_id, title)
+        return await asyncio.to_thread(write_report, analysis, client_id(context.run_id), title)
 
 
 def _title_told(metadata: Json) -> str:

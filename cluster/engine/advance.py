@@ -31,6 +31,7 @@ from cluster.lifecycle.step_status import StepEventKind, StepStatus, next_step_s
 from cluster.model import events as ev
 from cluster.model.commands import EndRun, FindAttempt, SetTimer, StartStep, WatchRuns
 from cluster.model.plan import SuccessRule
+from cluster.model.run_id import client_id
 from cluster.model.view import Failure
 
 __all__ = ["DEFAULT_STEP_TIMEOUT_S", "advance"]
@@ -211,7 +212,7 @@ def _expire_run(run: Run, now: float, out: Outcome) -> None:
 def _cancel(run: Run, event: ev.CancelRequested, now: float, out: Outcome) -> None:
     if run.record.status.is_terminal:
         out.refusal = Conflict(
-            f"run {run.run_id} has already ended: {run.record.status}", status=run.record.status
+            f"run {client_id(run.run_id)} has already ended: {run.record.status}", status=run.record.status
         )
         return
     out.accepted = True
@@ -223,7 +224,7 @@ def _cancel(run: Run, event: ev.CancelRequested, now: float, out: Outcome) -> No
 def _pause(run: Run, _event: ev.PauseRequested, now: float, out: Outcome) -> None:
     if run.record.status not in {RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.RETRYING}:
         out.refusal = Conflict(
-            f"run {run.run_id} cannot be paused: {run.record.status}", status=run.record.status
+            f"run {client_id(run.run_id)} cannot be paused: {run.record.status}", status=run.record.status
         )
         return
     out.accepted = True
@@ -233,7 +234,7 @@ def _pause(run: Run, _event: ev.PauseRequested, now: float, out: Outcome) -> Non
 def _resume(run: Run, _event: ev.ResumeRequested, now: float, out: Outcome) -> None:
     if run.record.status is not RunStatus.PAUSED:
         out.refusal = Conflict(
-            f"run {run.run_id} is not paused: {run.record.status}", status=run.record.status
+            f"run {client_id(run.run_id)} is not paused: {run.record.status}", status=run.record.status
         )
         return
     out.accepted = True
@@ -246,7 +247,7 @@ def _resume(run: Run, _event: ev.ResumeRequested, now: float, out: Outcome) -> N
 def _reprioritise(run: Run, event: ev.PriorityRequested, now: float, out: Outcome) -> None:
     if run.record.status.is_terminal:
         out.refusal = Conflict(
-            f"run {run.run_id} has already ended: {run.record.status}", status=run.record.status
+            f"run {client_id(run.run_id)} has already ended: {run.record.status}", status=run.record.status
         )
         return
     if not 0 <= event.priority <= 100:
@@ -303,7 +304,7 @@ def _meet(run: Run, event: ev.PredecessorEnded, now: float, out: Outcome) -> Non
         return
     out.accepted = True
     if event.status is not RunStatus.SUCCEEDED:
-        message = f"run {event.run_id}, which this one comes after, ended {event.status}"
+        message = f"run {client_id(event.run_id)}, which this one comes after, ended {event.status}"
         _end(run, RunEventKind.FAILED, now, out, Failure(FailureCode.EXECUTION_FAILED, message))
         return
     record.waiting_for = tuple(other for other in record.waiting_for if other != event.run_id)

@@ -13,6 +13,7 @@ from cluster.engine.records import RunHeader, RunRecord, StepRecord
 from cluster.lifecycle.step_status import StepStatus
 from cluster.model.compiled import CompiledPlan
 from cluster.model.references import Lookup, Reference, resolve_path
+from cluster.model.run_id import client_id
 from cluster.model.view import Failure
 
 __all__ = ["Run", "StepRun", "Unit", "join_outputs"]
@@ -239,7 +240,7 @@ class Run:
             return b"null" if output is None else resolve_path(output, reference)
         if reference.root == "inputs":
             return resolve_path(self.inputs, reference)
-        return orjson.dumps(self.run_id)
+        return orjson.dumps(client_id(self.run_id))
 
     def _item_lookup(self, step: int, item: int, reference: Reference) -> bytes:
         if reference.root == "item":

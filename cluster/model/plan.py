@@ -107,7 +107,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request that makes a Run: everything a client decides, nothing the engine does.
 
     Attributes:
-        run_id: `[A-Za-z0-9_.:-]{1,200}`; the idempotency key too.
+        run_id: The store's name (`model/run_id.py`) of `[A-Za-z0-9_.:-]{1,200}`; the idempotency key too.
         plan: The Plan.
         inputs: The Run's inputs (`{"$ref": "inputs.x"}`).
         tenant: Whose Run it is.

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from cluster.engine import Run
 from cluster.errors import StaleOwner, TuttiError
+from cluster.model.run_id import client_id
 from cluster.store import keys, scripts
 from cluster.store.connection import connect_redis, redis_errors_as_ours
 from cluster.store.run_codec import (
@@ -372,7 +373,7 @@ def _webhook_of(run: Run) -> bytes:
     record = run.record
     body = {
         "event": f"run_{record.status}",
-        "run_id": run.run_id,
+        "run_id": client_id(run.run_id),
         "status": record.status,
         "error": None if record.error is None else msgspec.to_builtins(record.error),
         "output": orjson.Fragment(run.render_output()) if record.status == "succeeded" else None,

@@ -1,7 +1,8 @@
 """Every Redis key: name, type, owner, lifetime. No other module spells a key.
 
 `{p}` is the hash tag of partition p; a Run's partition is `crc32(run_id) % P`. All keys of a partition share
-the tag, and scripts declare all their keys, so that Redis Cluster stays possible.
+the tag, and scripts declare all their keys, so that Redis Cluster stays possible. A `run_id` here begins with
+the tenant, unless that is the default one (`model/run_id.py`).
 
 | key | type | lifetime | written by |
 | --- | --- | --- | --- |

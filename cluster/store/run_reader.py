@@ -16,6 +16,7 @@ from cluster.errors import InvalidInput, NotFound, Unavailable
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model.compiled import CompiledPlan, compile_plan
 from cluster.model.plan import Plan
+from cluster.model.run_id import client_id
 from cluster.model.view import RunEvent, RunSummary, RunView
 from cluster.store import keys
 from cluster.store.connection import redis_errors_as_ours
@@ -95,17 +96,17 @@ class RunReader:
         with redis_errors_as_ours():
             fields: Any = await self.redis.hgetall(self.keys_of(run_id).run(run_id))
         if not fields or b"header" not in fields:
-            raise NotFound(f"run {run_id} not found")
+            raise NotFound(f"run {client_id(run_id)} not found")
         run = decode_run(fields)
         if tenant is not None and run.header.tenant != tenant:
-            raise NotFound(f"run {run_id} not found")
+            raise NotFound(f"run {client_id(run_id)} not found")
         return view_of(run)
 
     async def summary(self, run_id: str, tenant: str | None) -> RunSummary:
         """Read a Run without its Steps; raises as `get`."""
         found = await self._summaries([run_id])
         if found[0] is None or (tenant is not None and found[0].tenant != tenant):
-            raise NotFound(f"run {run_id} not found")
+            raise NotFound(f"run {client_id(run_id)} not found")
         return found[0]
 
     async def ended_outputs(self, run_ids: Sequence[str]) -> list[Run | NotFound | None]:
@@ -118,13 +119,13 @@ class RunReader:
             records = await pipe.execute()
         for run_id, raw in zip(run_ids, records, strict=True):
             if raw is None:
-                found.append(NotFound(f"run {run_id} not found"))
+                found.append(NotFound(f"run {client_id(run_id)} not found"))
             elif not decode_record(raw).status.is_terminal:
                 found.append(None)
             else:
                 with redis_errors_as_ours():
                     fields: Any = await self.redis.hgetall(self.keys_of(run_id).run(run_id))
-                found.append(decode_run(fields) if fields else NotFound(f"run {run_id} not found"))
+                found.append(decode_run(fields) if fields else NotFound(f"run {client_id(run_id)} not found"))
         return found
 
     async def _summaries(self, run_ids: Sequence[str]) -> list[RunSummary | None]:

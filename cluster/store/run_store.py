@@ -28,6 +28,7 @@ from cluster.errors import (
 )
 from cluster.model.compiled import CompiledPlan
 from cluster.model.plan import Submission
+from cluster.model.run_id import client_id
 from cluster.scheduling.reasons import StepWait
 from cluster.store import keys, scripts
 from cluster.store.connection import connect_redis, redis_errors_as_ours
@@ -140,7 +141,7 @@ class RunStore(RunReader):
             headers = await pipe.execute()
         for (other, tenant), header in zip(wanted, headers, strict=True):
             if header is None or decode_header(header).tenant != tenant:
-                raise InvalidInput(f"after: there is no run {other}", field="after")
+                raise InvalidInput(f"after: there is no run {client_id(other)}", field="after")
 
     async def submit_many(
         self, submissions: Sequence[Submission], *, has_room: bool = False
@@ -264,7 +265,7 @@ class RunStore(RunReader):
                     [run_id, command_id, body, tenant or "", keys.VERDICT_TTL_S * 1000],
                 )
             if reply[0] == b"unknown":
-                raise NotFound(f"run {run_id} not found")
+                raise NotFound(f"run {client_id(run_id)} not found")
             text = (
                 reply[1].decode()
                 if reply[0] == b"verdict"
@@ -308,7 +309,7 @@ def _submit_call(partition: keys.PartitionKeys, group: list[_Waiting]) -> script
 
 def _outcome_of(run_id: str, reply: str) -> SubmitOutcome:
     if reply == "taken":
-        raise AlreadyExists(f"run {run_id} exists with a different request", run_id=run_id)
+        raise AlreadyExists(f"run {client_id(run_id)} exists with a different request", run_id=run_id)
     return SubmitOutcome(run_id, reply == "created")
 
 

@@ -197,6 +197,21 @@ def test_tenant_at_its_limit_is_refused_but_a_repetition_is_answered(service: Ru
     assert ended[waiting[0]].status == "failed"
 
 
+def test_driver_names_runs_of_a_tenant_by_their_short_or_their_whole_id(service: RunningService) -> None:
+    """Ids belong to their tenant; drivers, who work in all of them, get the whole name."""
+    plan = one_step("echo", {"$ref": "run.id"})
+    ours, theirs = (service.submit(plan, run_id="same", tenant=tenant) for tenant in ("default", "shop"))
+    assert (ours, theirs) == ("same", "shop~same")
+    assert service.submit(plan, run_id="shop~same", tenant="shop") == theirs
+    unnamed = service.submit(plan, tenant="shop", after=("same",))
+    assert unnamed.startswith("shop~")
+    service.await_ended([ours, theirs, unnamed])
+    outputs = ray.get(service.orchestrator().results.remote([ours, theirs, unnamed]), timeout=20)
+    assert outputs == ["same", "same", unnamed.removeprefix("shop~")]
+    with pytest.raises(InvalidInput):
+        service.submit(plan, run_id="shop~same", tenant="bank")
+
+
 def test_handle_pauses_resumes_and_reprioritises(service: RunningService) -> None:
     orchestrator = service.orchestrator()
     run_id = service.submit(chain("nap", "noop", seconds=1.0))

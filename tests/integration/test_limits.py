@@ -153,9 +153,9 @@ def test_kill_of_redis_while_runs_are_parked_loses_none(service: RunningService)
 
 
 def test_tenant_over_its_limit_is_refused_while_others_are_not(service: RunningService) -> None:
-    service.submit(one_step("sleep", {"seconds": 300}), run_id="comes-last", tenant="greedy")
+    last = service.submit(one_step("sleep", {"seconds": 300}), run_id="comes-last", tenant="greedy")
     mine = sleeps(1999, 0.0, tenant="greedy", after=("comes-last",))
-    service.submit_all(mine)
+    accepted = service.submit_all(mine)
     beyond: list[str] = []
 
     refused: list[LimitExceeded] = []
@@ -173,8 +173,8 @@ def test_tenant_over_its_limit_is_refused_while_others_are_not(service: RunningS
     other = service.submit(one_step("noop"), tenant="modest")
     assert service.await_ended([other])[other].status == "succeeded"
 
-    ray.get(service.orchestrator().cancel.remote("comes-last"), timeout=20)
-    service.await_ended([*beyond, *(each.run_id for each in mine)])
+    ray.get(service.orchestrator().cancel.remote(last), timeout=20)
+    service.await_ended([*beyond, *accepted])
     again = eventually(lambda: service.submit(one_step("noop"), tenant="greedy"), "there is room again")
     service.await_ended([again])
 

@@ -94,6 +94,50 @@ async def test_same_command_again_gets_the_same_verdict(client, owner):
     assert (await client.post("/api/v1/runs/r-1/pause", headers=again)).status_code == 409
 
 
+async def test_id_that_another_tenant_uses_is_free_and_tells_nothing(client, owner):
+    """A taken id was 409 for everybody, so that a tenant could find out which ids another one uses."""
+    shop, bank = {"X-Tenant-ID": "shop"}, {"X-Tenant-ID": "bank"}
+    body = {"plan": {**PLAN, "output": {"id": {"$ref": "run.id"}}}, "inputs": {"x": 1}, "run_id": "r-1"}
+    for headers in ({}, shop, bank):
+        answer = (
+            await client.post("/api/v1/runs", json={**body, "metadata": headers}, headers=headers)
+        ).json()
+        assert (answer["run_id"], answer["created"]) == ("r-1", True)
+    again = await client.post("/api/v1/runs", json={**body, "metadata": shop}, headers=shop)
+    assert (again.json()["run_id"], again.json()["created"]) == ("r-1", False)
+    other = await client.post("/api/v1/runs", json=body, headers=shop)
+    assert (other.status_code, other.json()["detail"]) == (409, "run r-1 exists with a different request")
+    await owner.take("shop~r-1")
+    assert (await client.post("/api/v1/runs/r-1/cancel", headers=shop)).json()["run_id"] == "r-1"
+    statuses = [
+        (await client.get("/api/v1/runs/r-1", headers=each)).json()["status"] for each in (shop, bank)
+    ]
+    assert statuses == ["cancelled", "queued"]
+    ended = await client.post("/api/v1/runs/r-1/cancel", headers=shop)
+    assert ended.json()["detail"].startswith("run r-1 has already ended")
+    await owner.succeed("bank~r-1", "first", "second")
+    async with asyncio.timeout(5):
+        updates = (await client.get("/api/v1/runs/r-1/events", headers=bank)).text
+    assert "bank~" not in updates
+    run = (await client.get("/api/v1/runs/r-1", headers=bank)).json()
+    assert (run["run_id"], run["output"]) == ("r-1", {"id": "r-1"})
+    listed = (await client.get("/api/v1/runs", headers=bank)).json()["runs"]
+    assert [each["run_id"] for each in listed] == ["r-1"]
+
+
+async def test_runs_of_a_tenant_wait_for_its_own_only_and_are_named_as_it_named_them(client, owner):
+    shop, bank = {"X-Tenant-ID": "shop"}, {"X-Tenant-ID": "bank"}
+    for headers in ({}, shop):
+        await client.post("/api/v1/runs", json={"plan": PLAN, "run_id": "r-1"}, headers=headers)
+    body = {"plan": PLAN, "run_id": "r-2", "after": ["r-1"]}
+    refused = await client.post("/api/v1/runs", json=body, headers=bank)
+    assert (refused.status_code, refused.json()["detail"]) == (422, "after: there is no run r-1")
+    assert (await client.post("/api/v1/runs", json=body, headers=shop)).json()["status"] == "pending"
+    await owner.take("shop~r-2")
+    waits = (await client.get("/api/v1/runs/r-2/why", headers=shop)).json()["waits"]
+    assert waits[0]["reason"]["details"]["names"] == ["r-1"]
+
+
 async def test_run_that_waits_for_another_is_pending(client):
     await _submit(client, run_id="r-1")
     accepted = await _submit(client, run_id="r-2", after=["r-1"])

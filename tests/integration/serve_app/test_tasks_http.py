@@ -115,13 +115,16 @@ async def test_same_task_again_gets_the_same_answer_and_another_is_refused(clien
     assert other.json()["error"]["code"] == "ALREADY_EXISTS"
 
 
-async def test_same_id_of_another_tenant_is_refused_and_its_task_unseen(client):
+async def test_task_of_another_tenant_is_unseen_and_its_id_free(client):
     await client.post("/api/v1/tasks", json=BODY)
     other = {"X-Tenant-ID": "other"}
-    assert (await client.post("/api/v1/tasks", json=BODY, headers=other)).status_code == 409
     assert (await client.get("/api/v1/tasks/task-001", headers=other)).status_code == 404
     assert (await client.get("/api/v1/tasks/task-001/events", headers=other)).status_code == 404
     assert (await client.delete("/api/v1/tasks/task-001", headers=other)).status_code == 404
+    different = {**BODY, "priority": 1}
+    answer = await client.post("/api/v1/tasks", json=different, headers=other)
+    assert (answer.status_code, answer.json()["task_id"]) == (200, "task-001")
+    assert (await client.get("/api/v1/tasks/task-001", headers=other)).json()["task_id"] == "task-001"
 
 
 async def test_task_with_nothing_but_its_type_gets_an_id(client):
