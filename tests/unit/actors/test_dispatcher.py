@@ -1,138 +1,223 @@
-"""A suspect on a replica of its own, and how long the others put up with it. Links here carry no calls."""
+"""From ready to running in one orchestrator, with real queues, keys and links; no replica is ever called, so
+that an attempt ends when the test says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from actors.dispatcher import Dispatcher
-from actors.messages import AttemptKey, Report
+from actors.messages import AttemptKey
 from actors.pool_line import Ready
-from actors.pool_table import PoolEntry, PoolTable, ReplicaEntry
-from actors.replica_link import ALONE_S, ReplicaLink
-from cluster.engine import Run, initial_record
-from cluster.engine.records import header_of
+from actors.pool_table import KeyLimit, PoolEntry, PoolTable, ReplicaEntry
+from actors.replica_link import ReplicaLink
+from cluster.engine import Run, advance
+from cluster.model import events as ev
 from cluster.model.compiled import compile_plan
-from cluster.model.plan import Plan, Submission
+from cluster.model.plan import Plan, Step, Submission
 from cluster.scheduling.pools import PoolSpec
-from tests.unit.cluster.engine.stage import T0, step
+from cluster.scheduling.reasons import (
+    BehindOthers,
+    CapacityShort,
+    ModelCold,
+    QuotaReached,
+    RateReached,
+    Reason,
+    ReplicaMissing,
+)
+from cluster.store.run_codec import created_run
 
-SPEC = PoolSpec(name="p", agents=("nowhere:agent",), capabilities=("work",), concurrency=4)
-ENTRY = PoolEntry("p", ("work",), 3, 5.0, 4, 4, "", SPEC)
-TABLE = PoolTable(1, (ENTRY,), (ReplicaEntry("agent-p-1", "p", None, 4),))
 
+class Rig:
+    """A dispatcher, and who plays the Driver.
 
-class Owner:
-    """Starts whatever it is told to start, and remembers it."""
+    Attributes:
+        begun: Names of the Runs that got a slot, in order.
+    """
 
     def __init__(self) -> None:
-        self.started: list[str] = []
+        self.begun: list[str] = []
+        self.refused: dict[str, str] = {}
+        self._running: dict[str, tuple[AttemptKey, ReplicaLink]] = {}
+        self._version = 0
+        self._began_at = time.time()
+        self.dispatcher = Dispatcher("o", self, self._assign, self._unserve, lambda: None, {"work": 2.0})
 
-    def assign(self, ready: Ready, link: ReplicaLink) -> AttemptKey:
-        key = (*ready, 1)
+    def table(
+        self,
+        *,
+        slots: int = 1,
+        limits: Sequence[KeyLimit] = (),
+        reason: Reason | None = None,
+        model: str = "",
+    ) -> None:
+        """Tell what the scheduler would: one pool with one replica of so many slots, or none for 0."""
+        self._version += 1
+        spec = PoolSpec(name="p", agents=("a:B",), concurrency=max(slots, 1), model=model)
+        pool = PoolEntry("p", ("work",), 3, 5.0, max(slots, 1), max(slots, 1), "", spec, reason)
+        replicas = (ReplicaEntry("agent-p-1", "p", None, slots),) if slots else ()
+        self.dispatcher.update(PoolTable(self._version, (pool,), replicas, tuple(limits)))
+
+    def submit(self, name: str, *, step: dict[str, Any] | None = None, **fields: Any) -> Run:
+        plan = Plan(name="one", steps=(Step(name="a", capability="work", **(step or {})),))
+        return self.queue(plan, name, **fields)
+
+    def queue(self, plan: Plan, name: str, **fields: Any) -> Run:
+        submission = Submission(run_id=name, plan=plan, inputs={}, **fields)
+        run, _ = created_run(submission, compile_plan(plan), self._began_at)
+        advance(run, ev.RunAdopted(), self._began_at, 300.0)
+        self.dispatcher.queue(run, (0, -1), 0)
+        return run
+
+    def end(self, name: str) -> None:
+        key, link = self._running.pop(name)
+        link.give_up([key])
+        self.dispatcher.release([key])
+        self.dispatcher.serve_pool("p")
+
+    def why(self, name: str) -> Reason | None:
+        return self.dispatcher.reasons(name).get(Ready(name, 0, -1))
+
+    def _assign(self, ready: Ready, link: ReplicaLink) -> AttemptKey:
+        key = (ready.run_id, ready.step, ready.item, 1)
         link.reserve(key)
-        self.started.append(ready.run_id)
+        self._running[ready.run_id] = (key, link)
+        self.begun.append(ready.run_id)
         return key
 
-    def on_reports(self, link: ReplicaLink, reports: list[Report]) -> None: ...
+    def _unserve(self, ready: Ready, reason: str) -> None:
+        self.refused[ready.run_id] = reason
 
-    def on_replica_lost(self, link: ReplicaLink, reason: str) -> None: ...
+    def on_reports(self, link: ReplicaLink, reports: list[Any]) -> None:
+        """Nothing is called, so that nothing is reported."""
 
-    def on_replica_stuck(self, link: ReplicaLink, reason: str) -> None: ...
+    def on_replica_lost(self, link: ReplicaLink, reason: str) -> None:
+        """Nothing is called, so that nothing is lost."""
+
+    def on_replica_stuck(self, link: ReplicaLink, reason: str) -> None:
+        """Nothing is called, so that nothing is stuck."""
 
 
 @pytest.fixture
-async def owner() -> Owner:
-    return Owner()
+async def rig():
+    rig = Rig()
+    yield rig
+    rig.dispatcher.close()
 
 
-@pytest.fixture
-async def dispatcher(owner: Owner) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher("a", owner, owner.assign, lambda *_: None, lambda: None, {})
-    dispatcher.update(TABLE)
-    yield dispatcher
-    dispatcher.close()
+async def test_urgent_step_takes_the_next_free_slot_before_thousands_that_wait(rig: Rig) -> None:
+    rig.table()
+    for number in range(3_000):
+        rig.submit(f"r-{number}")
+    rig.submit("urgent", priority=51)
+    rig.end("r-0")
+    rig.end("urgent")
+    assert rig.begun == ["r-0", "urgent", "r-1"]
 
 
-def a_run(run_id: str) -> Run:
-    submission = Submission(run_id=run_id, plan=Plan(name="plan", steps=(step("only"),)))
-    return Run(
-        header_of(submission, T0), initial_record(submission, T0), compile_plan(submission.plan), b"{}"
-    )
+async def test_tenant_at_its_limit_waits_for_one_of_its_own_and_lets_others_pass(rig: Rig) -> None:
+    rig.table(slots=8, limits=[KeyLimit("tenant:x", 4)])
+    for number in range(6):
+        rig.submit(f"x-{number}", tenant="x")
+    rig.submit("y", tenant="y")
+    assert rig.begun == ["x-0", "x-1", "x-2", "x-3", "y"]
+    reached = QuotaReached(key="tenant:x", num_used=4, limit=4)
+    assert [rig.why("x-4"), rig.why("x-5")] == [reached, reached]
+    assert reached.sentence(0) == "The limit of tenant:x is reached: 4/4 run."
+    rig.end("y")
+    assert "x-4" not in rig.begun
+    rig.end("x-0")
+    assert rig.begun[-1] == "x-4"
+    assert rig.why("x-5") == reached
 
 
-def queue(dispatcher: Dispatcher, *run_ids: str, crashes: int = 0) -> None:
-    for run_id in run_ids:
-        dispatcher.queue(a_run(run_id), (0, -1), crashes)
+async def test_limit_that_is_raised_starts_what_waited_for_it(rig: Rig) -> None:
+    rig.table(slots=8, limits=[KeyLimit("tenant:x", 1)])
+    for number in range(4):
+        rig.submit(f"x-{number}", tenant="x")
+    assert rig.begun == ["x-0"]
+    rig.table(slots=8, limits=[KeyLimit("tenant:x", 3)])
+    assert rig.begun == ["x-0", "x-1", "x-2"]
+    rig.table(slots=8)
+    assert rig.begun == ["x-0", "x-1", "x-2", "x-3"]
 
 
-def end(dispatcher: Dispatcher, link: ReplicaLink, run_id: str) -> None:
-    del link.held[run_id, 0, -1, 1]
-    dispatcher.check_links()
+async def test_rate_key_lets_its_burst_go_and_says_until_when_the_next_waits(rig: Rig) -> None:
+    rig.table(slots=8, limits=[KeyLimit("mail", None, 1.0, 3600.0, 2.0)])
+    for number in range(4):
+        rig.submit(f"r-{number}", step={"keys": ("mail",)})
+    assert rig.begun == ["r-0", "r-1"]
+    reason = rig.why("r-3")
+    assert isinstance(reason, RateReached)
+    assert (reason.key, reason.num, reason.per_s) == ("mail", 1.0, 3600.0)
+    assert reason.until_at is not None
+    assert reason.until_at > time.time() + 3000
+    rig.submit("free")
+    assert rig.begun[-1] == "free"
 
 
-async def test_suspect_waits_until_a_replica_is_empty_and_has_it_for_itself_then(
-    dispatcher: Dispatcher, owner: Owner
-) -> None:
-    (link,) = dispatcher.links.values()
-    queue(dispatcher, "early")
-    queue(dispatcher, "suspect", crashes=2)
-    queue(dispatcher, "late")
-    assert owner.started == ["early"]
-
-    end(dispatcher, link, "early")
-    assert owner.started == ["early", "suspect"]
-    dispatcher.check_links()
-    assert owner.started == ["early", "suspect"], "nobody joins it"
-
-    end(dispatcher, link, "suspect")
-    assert owner.started == ["early", "suspect", "late"]
+async def test_key_that_only_a_pattern_declares_waits_for_its_share_and_is_asked_for(rig: Rig) -> None:
+    rig.table(slots=8, limits=[KeyLimit("user-*", 2)])
+    rig.submit("r", step={"keys": ("user-7",)})
+    assert rig.begun == []
+    assert rig.dispatcher.needs().keys["user-7"].num_wanted == 1
+    rig.table(slots=8, limits=[KeyLimit("user-*", 2), KeyLimit("user-7", 1)])
+    assert rig.begun == ["r"]
 
 
-async def test_suspect_that_takes_long_has_company_after_a_minute_and_alone_is_to_blame(
-    dispatcher: Dispatcher, owner: Owner
-) -> None:
-    (link,) = dispatcher.links.values()
-    queue(dispatcher, "suspect", crashes=2)
-    queue(dispatcher, "late")
-    queue(dispatcher, "second", crashes=2)
-    assert owner.started == ["suspect"]
-
-    link.alone_since -= 2 * ALONE_S
-    dispatcher.check_links()
-
-    assert owner.started == ["suspect", "late"], "two suspects are never together"
-    assert [link.is_to_blame(key) for key in link.held] == [True, False]
-
-    end(dispatcher, link, "suspect")
-    end(dispatcher, link, "late")
-    assert owner.started == ["suspect", "late", "second"]
+async def test_what_waits_for_a_key_asks_for_no_slots(rig: Rig) -> None:
+    rig.table(slots=8, limits=[KeyLimit("tenant:x", 1)])
+    for number in range(3):
+        rig.submit(f"x-{number}", tenant="x")
+    assert rig.dispatcher.needs().demand == {}
+    assert rig.dispatcher.demand() == {"work": 2}
 
 
-async def test_suspect_that_waits_for_a_long_step_to_end_joins_it_after_a_minute(
-    dispatcher: Dispatcher, owner: Owner
-) -> None:
-    (link,) = dispatcher.links.values()
-    queue(dispatcher, "long")
-    queue(dispatcher, "suspect", crashes=2)
-    queue(dispatcher, "late")
-    assert owner.started == ["long"]
-
-    link.alone_since -= 2 * ALONE_S
-    dispatcher.check_links()
-
-    assert owner.started == ["long", "suspect"]
-    assert [link.is_to_blame(key) for key in link.held] == [False, True]
+async def test_reasons_tell_the_place_in_the_queue_and_when_it_will_be_reached(rig: Rig) -> None:
+    rig.table()
+    for number in range(4):
+        rig.submit(f"r-{number}")
+    reason = rig.why("r-3")
+    assert isinstance(reason, BehindOthers)
+    assert (reason.num_ahead, reason.priority) == (2, 50)
+    assert reason.until_at is not None
+    # Three turns of two seconds on one slot.
+    assert 5 < reason.until_at - rig.dispatcher.now() <= 6
 
 
-async def test_replica_killed_for_silence_blames_what_it_held_and_one_that_did_not_stop_does_not(
-    dispatcher: Dispatcher,
-) -> None:
-    (link,) = dispatcher.links.values()
-    queue(dispatcher, "early")
-    (key,) = link.held
-    link.was_replaced = True
-    assert not link.is_to_blame(key)
-    link.is_silent = True
-    assert link.is_to_blame(key)
+async def test_before_the_first_table_nobody_knows_the_pools(rig: Rig) -> None:
+    rig.submit("r")
+    assert rig.why("r") == ReplicaMissing(pool="")
+    rig.table()
+    assert rig.begun == ["r"]
+
+
+async def test_pool_without_replicas_says_why_it_cannot_grow(rig: Rig) -> None:
+    rig.table(slots=0)
+    rig.submit("r")
+    assert rig.why("r") == ReplicaMissing(pool="p")
+    short = CapacityShort(num_bundles=4, missing="GPU", num_missing=1.0)
+    rig.table(slots=0, reason=short)
+    assert rig.why("r") == short
+
+
+async def test_first_in_line_waits_for_its_model_where_no_replica_has_it(rig: Rig) -> None:
+    rig.table()
+    rig.submit("holder", step={"model": "llama"})
+    rig.submit("warm", step={"model": "llama"})
+    rig.submit("cold", step={"model": "qwen"}, priority=60)
+    cold = rig.why("cold")
+    assert isinstance(cold, ModelCold)
+    assert (cold.model, cold.where) == ("qwen", "pool p")
+    assert isinstance(rig.why("warm"), BehindOthers)
+
+
+async def test_capability_without_a_pool_is_refused_with_the_reason_and_waits_no_more(rig: Rig) -> None:
+    rig.table()
+    rig.queue(Plan(name="one", steps=(Step(name="a", capability="nobody"),)), "r")
+    assert rig.refused == {"r": "no pool serves the capability 'nobody'"}
+    assert rig.dispatcher.reasons("r") == {}
