@@ -7,7 +7,7 @@ all here: may a Step start past all that waits without breaking a rule, what wai
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TypeVar
 
@@ -72,12 +72,15 @@ class PoolQueue(StepQueue):
             num_per_s: See `why`.
         """
         found: dict[_Id, Reason] = {}
+        blocked: Reason | None
         by_group: dict[Group, dict[int, _Id]] = {}
         for step_id in step_ids:
             step = self._steps.get(step_id)
             if step is None or step.line is None:
                 continue
             blocked = step.line.group.reason or step.line.reason
+            if blocked is None and isinstance(self._shut, Mapping):
+                blocked = self._shut.get(step.lane)
             if blocked is not None:
                 found[step_id] = blocked
             else:
