@@ -4,6 +4,10 @@ Why a blob that is needed is never removed. One that is named by a Run, or insid
 whatever its age. One that is not named yet is young: a submission puts its blobs moments before it is
 accepted, an agent puts its own within its attempt. So what was put less than an hour before the search began,
 or before the oldest running attempt did, is kept too; and putting a blob again makes it young.
+
+A process that was stopped in between (a suspended machine, a store that was away for hours) may name an old
+blob yet, as soon as it goes on. So one search only notes what is old and unnamed; what the next finds in
+the same state, a minute of everybody's work later, goes.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ __all__ = ["BlobUpkeep"]
 
 _log = structlog.get_logger("tutti.blobs")
 _GRACE_S = 3600.0
+_SETTLE_S = 60.0
+"""From one search to the next where there is something to remove; the interval where that is shorter."""
 _FIRST_SHARE = 0.1
 """Part of the interval before the first sweep: a service that often restarts sweeps too."""
 
@@ -46,12 +52,16 @@ class BlobUpkeep:
         self._redis = redis
         self._grace_s = grace_s
         self._parts: tuple[BlobStore, NamedBlobsFinder] | None = None
+        self._unnamed: frozenset[str] = frozenset()
 
     async def run(self) -> None:
-        """Sweep at every interval; what goes wrong is tried again at the next."""
+        """Search at every interval, and soon again where a search noted something; what goes wrong is tried
+        again at the next.
+        """
         interval_s = self._settings.blob_sweep_interval_s
         await asyncio.sleep(interval_s * _FIRST_SHARE)
         while True:
+            noted = self._unnamed
             try:
                 swept = await self.collect()
                 if swept.num_blobs or swept.num_leftovers:
@@ -63,10 +73,11 @@ class BlobUpkeep:
                     )
             except TuttiError as error:
                 _log.warning("blobs stay", reason=error.message)
-            await asyncio.sleep(interval_s)
+            # What was noted before and stays has its reason: an attempt that runs.
+            await asyncio.sleep(min(_SETTLE_S, interval_s) if self._unnamed - noted else interval_s)
 
     async def collect(self) -> Swept:
-        """Remove what nobody names.
+        """Search: remove what nobody names now and nobody named at the search before, and note the rest.
 
         Raises:
             Unavailable: Redis or the disk is away; what was not removed stays for the next time.
@@ -76,9 +87,16 @@ class BlobUpkeep:
             self._parts = (blobs, NamedBlobsFinder(self._redis, blobs))
         blobs, finder = self._parts
         begun_at = time.time()
-        if not await asyncio.to_thread(blobs.has_older, self._grace_s):
+        old = await asyncio.to_thread(blobs.older_than, self._grace_s)
+        if not old:
             # Nothing can go, so no Run need be read; half-written files of dead writers are looked at anyway.
+            self._unnamed = frozenset()
             return await asyncio.to_thread(blobs.sweep, lambda _digest: True, self._grace_s)
         named = await finder.find()
+        unnamed = old - named.digests
+        unwanted = unnamed & self._unnamed
         oldest_kept = min(begun_at, named.oldest_attempt_at or begun_at) - self._grace_s
-        return await asyncio.to_thread(blobs.sweep, named.digests, time.time() - oldest_kept)
+        older_than_s = time.time() - oldest_kept
+        swept = await asyncio.to_thread(blobs.sweep, lambda digest: digest not in unwanted, older_than_s)
+        self._unnamed = unnamed
+        return swept

@@ -153,20 +153,21 @@ class BlobStore:
                 return False
         return True
 
-    def has_older(self, than_s: float) -> bool:
-        """Say whether a blob was last put at least this long ago.
+    def older_than(self, than_s: float) -> frozenset[str]:
+        """Return the digests of the blobs that were last put at least this long ago.
 
         Raises:
             Unavailable: The disk cannot be read.
         """
         newest = time.time() - than_s
+        found: set[str] = set()
         with _disk_errors("the blob folder cannot be read"):
             for path in self._blobs.glob("*/*"):
                 # One that another process removes meanwhile counts for nothing.
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_mtime < newest:
-                        return True
-        return False
+                        found.add(f"sha256:{path.parent.name}{path.name}")
+        return frozenset(found)
 
     def digests_in(self, digest: str) -> frozenset[str]:
         """Find the digests that the content of a blob names; none where it is missing or no JSON.

@@ -268,13 +268,13 @@ def test_a_root_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_age_of_the_oldest_blob_is_told_from_its_last_put(store: BlobStore, root: Path) -> None:
-    assert not store.has_older(0.0)
+    assert not store.older_than(0.0)
     store.put(CONTENT, "text/plain")
-    assert not store.has_older(60.0)
+    assert not store.older_than(60.0)
     age(root / "blobs" / DIGEST[7:9] / DIGEST[9:], 120.0)
-    assert store.has_older(60.0)
+    assert store.older_than(60.0)
     store.put(CONTENT, "text/plain")
-    assert not store.has_older(60.0)
+    assert not store.older_than(60.0)
 
 
 def test_json_names_other_blobs_and_other_content_names_none(store: BlobStore) -> None:
