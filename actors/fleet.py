@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from cluster.scheduling.packing import Request
 from cluster.scheduling.pools import PoolSpec
 from cluster.scheduling.reasons import Reason
 
@@ -28,10 +29,12 @@ class FleetReplica:
         held: Slots each orchestrator may still be using.
         limits: Slots each was told.
         offered_at: Table version of its limits.
+        end_event: What its end counts as in `scale_events` once it retires.
     """
 
     __slots__ = (
         "created_at",
+        "end_event",
         "gpu_ids",
         "handle",
         "held",
@@ -57,6 +60,11 @@ class FleetReplica:
         self.offered_at = 0
         self.idle_since = time.monotonic()
         self.is_retiring = False
+        self.end_event = "retired"
+
+    def retire(self, event: str = "retired") -> None:
+        """Give out no slot of it any more; it ends when the last one has come back."""
+        self.is_retiring, self.end_event = True, event
 
 
 class FleetPool:
@@ -67,6 +75,8 @@ class FleetPool:
         is_removed: Nobody declares it any more; it goes with its last replica.
         trouble: Why its replicas do not start, "" where they do.
         reason: Why it cannot grow although it should, None where it can.
+        wish: The replica that there should be and is no room for, None where there is none.
+        retry_at: Nothing is started before; Ray had no room where the packer saw some.
         number: The n of its youngest replica.
     """
 
@@ -77,9 +87,11 @@ class FleetPool:
         "is_removed",
         "number",
         "reason",
+        "retry_at",
         "spec",
         "trouble",
         "trouble_at",
+        "wish",
     )
 
     def __init__(self, spec: PoolSpec, capabilities: tuple[str, ...]) -> None:
@@ -91,6 +103,8 @@ class FleetPool:
         self.trouble = ""
         self.trouble_at = 0.0
         self.reason: Reason | None = None
+        self.wish: Request | None = None
+        self.retry_at = 0.0
         self.number = 0
 
     def set_trouble(self, trouble: str, at: float) -> None:
@@ -107,6 +121,7 @@ class Fleet:
         scale_events: Replicas started, retired, evicted, lost since this scheduler began.
         version: Higher than any of a scheduler before: who has its table must not take ours for the same.
         changed: Set with each version.
+        weights: Of tenants in the fair order.
     """
 
     def __init__(self) -> None:
@@ -116,6 +131,13 @@ class Fleet:
         self.scale_events: Counter[str] = Counter(started=0, retired=0, evicted=0, lost=0)
         self.version = time.time_ns() // 1_000_000
         self.changed = asyncio.Event()
+        self.weights: dict[str, float] = {}
+
+    def weigh(self, weights: dict[str, float]) -> None:
+        """Take the tenants' weights over."""
+        if weights != self.weights:
+            self.weights = weights
+            self.bump()
 
     def bump(self) -> None:
         """Make a new version of the table."""
@@ -129,6 +151,10 @@ class Fleet:
     def num_retiring(self, pool: str) -> int:
         """Count a pool's replicas that retire."""
         return sum(each.pool == pool and each.is_retiring for each in self.ready.values())
+
+    def has_ready(self, pool: str) -> bool:
+        """Whether a pool has a replica that is ready, or retires."""
+        return any(each.pool == pool for each in self.ready.values())
 
     def num_starting(self, pool: str) -> int:
         """Count a pool's replicas that start."""

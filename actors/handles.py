@@ -29,6 +29,7 @@ __all__ = [
     "own_node_id",
     "replace_replica",
     "report_demand",
+    "set_concurrency",
     "start_replica_check",
 ]
 
@@ -155,6 +156,11 @@ def report_demand(handle: Any, orchestrator_id: str, needs: Needs) -> None:
 def replace_replica(handle: Any, replica_id: str, reason: str) -> None:
     """Ask the scheduler to kill a replica, without waiting for it."""
     handle.replace.remote(replica_id, reason)
+
+
+def set_concurrency(handle: Any, concurrency: int) -> None:
+    """Tell a replica how many attempts at a time it may have, without waiting for it."""
+    handle.set_concurrency.remote(concurrency)
 
 
 def _gone(error: RayError) -> ReplicaGone:

@@ -1,23 +1,27 @@
-"""Which pools there are: the built-in ones, the user's agents, and what the pools file says of either."""
+"""What is declared when the service starts: the built-in pools, the user's agents, and what the pools file
+says of pools, limits and tenants. What is changed at run time is `declarations`' business.
+"""
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import yaml
 
 from actors.agent import declaration_of
-from cluster.errors import InvalidSetting
+from cluster.errors import InvalidInput, InvalidSetting
 from cluster.scheduling.pools import PoolSpec, check_pool
+from cluster.store.capacity import LimitSpec, check_limit
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
 
-__all__ = ["capabilities_of", "declared_pools"]
+__all__ = ["PoolsFile", "TenantSpec", "capabilities_of", "declared_pools", "read_pools_file"]
 
+_MAX_WEIGHT = 1e6
 _BUILT_IN = (
     PoolSpec(
         name="basic",
@@ -32,6 +36,46 @@ _BUILT_IN = (
 )
 
 
+class TenantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tenant: `weight` is its part in the fair order, > 0; 1 is everybody's."""
+
+    weight: float = 1.0
+
+
+class PoolsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What stands in TUTTI_POOLS_FILE; every part may be missing."""
+
+    pools: tuple[PoolSpec, ...] = ()
+    limits: dict[str, LimitSpec] = {}
+    tenants: dict[str, TenantSpec] = {}
+
+
+def read_pools_file(settings: Settings) -> PoolsFile:
+    """Read the pools file; without one nothing is declared.
+
+    Raises:
+        InvalidSetting: It cannot be read, or a limit or weight is wrong. Pools are checked by whoever uses
+            them.
+    """
+    path = settings.pools_file
+    if path is None:
+        return PoolsFile()
+    try:
+        declared = msgspec.convert(yaml.safe_load(path.read_text()), PoolsFile)
+        for key, limit in declared.limits.items():
+            check_limit(key, limit)
+    except (OSError, yaml.YAMLError, msgspec.ValidationError) as error:
+        raise InvalidSetting(f"TUTTI_POOLS_FILE: {path}: {error}") from error
+    except InvalidInput as error:
+        raise InvalidSetting(f"TUTTI_POOLS_FILE: {path}: limit {key}: {error.message}") from error
+    for name, tenant in declared.tenants.items():
+        if not 0 < tenant.weight <= _MAX_WEIGHT:
+            raise InvalidSetting(
+                f"TUTTI_POOLS_FILE: {path}: tenant {name}: weight must be above 0, at most 1e6"
+            )
+    return declared
+
+
 def declared_pools(settings: Settings) -> tuple[PoolSpec, ...]:
     """Collect the pools.
 
@@ -42,20 +86,11 @@ def declared_pools(settings: Settings) -> tuple[PoolSpec, ...]:
     for path in settings.agents:
         name = re.sub(r"[^a-z0-9]+", "-", path.rpartition(":")[2].lower()).strip("-")
         pools[name] = PoolSpec(name=name, agents=(path,))
-    if settings.pools_file is not None:
-        for spec in _read(settings.pools_file):
-            pools[spec.name] = spec
+    for spec in read_pools_file(settings).pools:
+        pools[spec.name] = spec
     for pool in pools.values():
         check_pool(pool)
     return tuple(pools.values())
-
-
-def _read(path: Any) -> list[PoolSpec]:
-    try:
-        document = yaml.safe_load(path.read_text())
-        return msgspec.convert(document["pools"], list[PoolSpec])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, msgspec.ValidationError) as error:
-        raise InvalidSetting(f"TUTTI_POOLS_FILE: {path}: {error}") from error
 
 
 def capabilities_of(pool: PoolSpec) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ import msgspec
 import ray
 
 from actors.agent import declaration_of
+from actors.device_trust import distrust_of, read_devices
 from actors.execution import AttemptContext, Host, execute, failure_of
 from actors.local_socket import SocketAddress, SocketServer
 from actors.messages import (
@@ -42,6 +43,8 @@ __all__ = ["Replica", "ReplicaConfig"]
 
 _HEARTBEAT_S = 5.0
 _CALLER_SILENCE_S = 60.0
+_DEVICE_PATIENCE_S = 10.0
+_DEVICE_PAUSE_S = 0.5
 _FINAL = frozenset({"ok", "failed"})
 _failures = msgspec.json.Encoder()
 
@@ -56,6 +59,8 @@ class ReplicaConfig(NamedTuple):
     inline_limit_bytes: int
     input_dirs: tuple[str, ...]
     egress_allow: tuple[str, ...]
+    num_gpus: float = 0.0
+    gpu_memory_gb: float = 0.0
 
 
 class _Mailbox:
@@ -134,7 +139,10 @@ class Replica:
     def __init__(self, config: ReplicaConfig) -> None:
         self._config = config
         self._bound: dict[str, Any] = {}
-        for path in config.agents:
+        self._gpu_ids = tuple(str(each) for each in ray.get_gpu_ids()) if config.num_gpus else ()
+        self._distrust = self._look_at_devices()
+        self._concurrency = config.concurrency
+        for path in config.agents if not self._distrust else ():
             module, _, name = path.partition(":")
             declaration = declaration_of(getattr(import_module(module), name))
             bound = declaration.bind()
@@ -149,8 +157,22 @@ class Replica:
         self._socket: SocketServer | None = None
         self._address: SocketAddress | None = None
 
+    def _look_at_devices(self) -> str:
+        """Say why the devices cannot be used; who had them before may need a moment to be gone."""
+        config = self._config
+        deadline = time.monotonic() + _DEVICE_PATIENCE_S
+        while self._gpu_ids:
+            reason = distrust_of(read_devices(), self._gpu_ids, config.num_gpus, config.gpu_memory_gb)
+            if not reason or time.monotonic() > deadline:
+                return reason
+            time.sleep(_DEVICE_PAUSE_S)
+        return ""
+
     async def ready(self) -> dict[str, Any]:
-        """Answer once the agents are loaded: what they serve, and where it can be reached."""
+        """Answer once the agents are loaded: what they serve, and where it can be reached.
+
+        Where `distrust` is not empty nothing was loaded: it says why the devices cannot be used.
+        """
         self._start()
         async with self._opening:
             if self._socket is None:
@@ -161,14 +183,24 @@ class Replica:
             "pid": os.getpid(),
             "node_id": ray.get_runtime_context().get_node_id(),
             "socket": self._address,
+            "gpu_ids": self._gpu_ids,
+            "distrust": self._distrust,
         }
+
+    async def set_concurrency(self, concurrency: int) -> None:
+        """Have more or fewer attempts at a time from now on; those that run go on."""
+        self._concurrency = concurrency
+        if self._host is not None:
+            before, self._host.threads = self._host.threads, _threads(concurrency)
+            before.shutdown(wait=False)
+        self._launch_queued()
 
     def _start(self) -> Host:
         if self._host is None:
             config = self._config
             self._host = Host(
                 BlobStore(Path(config.blobs_dir)),
-                ThreadPoolExecutor(config.concurrency, thread_name_prefix="agent"),
+                _threads(self._concurrency),
                 inline_limit_bytes=config.inline_limit_bytes,
                 input_dirs=config.input_dirs,
                 egress_allow=config.egress_allow,
@@ -262,7 +294,7 @@ class Replica:
                 mailbox.pull((call.key,))
         attempt = _Attempt(caller, call)
         self._attempts[call.key] = attempt
-        if self._num_running < self._config.concurrency:
+        if self._num_running < self._concurrency:
             self._launch(attempt)
         else:
             self._queue.append(attempt)
@@ -302,7 +334,10 @@ class Replica:
             del self._attempts[call.key]
             self._mailbox(attempt.caller).add(kind, call.key, payload, number, sent_at=attempt.sent_at)
         self._num_running -= 1
-        while self._queue and self._num_running < self._config.concurrency:
+        self._launch_queued()
+
+    def _launch_queued(self) -> None:
+        while self._queue and self._num_running < self._concurrency:
             self._launch(self._queue.popleft())
 
     def _abandon(self, attempt: _Attempt) -> None:
@@ -347,3 +382,7 @@ class Replica:
                     self._stop(key, mailbox)
                 if not held:
                     del self._mailboxes[caller]
+
+
+def _threads(num: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num, thread_name_prefix="agent")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["fair_targets", "raise_limits"]
+__all__ = ["fair_targets", "layered_targets", "raise_limits"]
 
 
 def fair_targets(num_slots: int, wanted: Mapping[str, int], turn: Sequence[str]) -> dict[str, int]:
@@ -64,3 +64,28 @@ def raise_limits(num_slots: int, held: Mapping[str, int], targets: Mapping[str, 
             limits[name] += more
             free -= more
     return limits
+
+
+def layered_targets(
+    num_slots: int, layers: Sequence[Mapping[str, int]], turn: Sequence[str]
+) -> dict[str, int]:
+    """Share slots in layers: what an earlier one wants is served before a later one gets anything.
+
+    Args:
+        num_slots: Slots of the replica, >= 0.
+        layers: Attempts by claimant, those with the highest priority first.
+        turn: See fair_targets.
+
+    Returns:
+        Slots by claimant, as fair_targets; within a layer all are equal.
+    """
+    targets = dict.fromkeys(turn, 0)
+    left = num_slots
+    for wanted in layers:
+        given = min(left, sum(wanted.get(name, 0) for name in turn))
+        for name, count in fair_targets(given, wanted, turn).items():
+            targets[name] += count
+        left -= given
+    for name, count in fair_targets(left, {}, turn).items():
+        targets[name] += count
+    return targets

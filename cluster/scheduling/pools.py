@@ -139,5 +139,7 @@ def _check_fraction(pool: PoolSpec) -> None:
 def _check_gang(pool: PoolSpec) -> None:
     if pool.gang_size < 1:
         raise InvalidSetting(f"pool {pool.name}: gang_size must be at least 1")
+    if pool.gang_size > 1 and 0 < pool.num_gpus < 1:
+        raise InvalidSetting(f"pool {pool.name}: num_gpus must be whole, or 0, where gang_size is above 1")
     if pool.strategy not in set(Strategy):
         raise InvalidSetting(f"pool {pool.name}: strategy {pool.strategy!r} is none of {', '.join(Strategy)}")

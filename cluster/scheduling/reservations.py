@@ -12,6 +12,8 @@ Source: Lifka, "The ANL/IBM SP Scheduling System", JSSPP 1995 (EASY).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cluster.scheduling.devices import SHARES_PER_GPU, Bundle, Device, Node
 from cluster.scheduling.packing import Footprint, Packer, Placement, Request, Short, Strategy
@@ -114,6 +116,26 @@ class Reservations:
             self.cancel(reservation.request.request_id)
             self._patience_s[reservation.request.request_id] = patience_s
         return [reservation.request for reservation in late]
+
+    @contextmanager
+    def lifted(self, request_id: str) -> Iterator[None]:
+        """Let a request see its own targets as if nobody had reserved them, while the block lasts.
+
+        Nothing may be placed there meanwhile; one that has no reservation sees no difference.
+        """
+        reservation = self._reservations.get(request_id)
+        if reservation is None:
+            yield
+            return
+        targets, before = tuple(reservation.targets), reservation.before
+        for device in targets:
+            self._give_up(reservation, device)
+        try:
+            yield
+        finally:
+            for device in targets:
+                self._keep(reservation, device)
+            reservation.before = before
 
     def drop_node(self, name: str) -> list[Placement]:
         """Count a lost node out; reservations on it are made anew by whoever asks for them again.

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import ray
+
 from actors.agent import AgentContext, agent
 from cluster.errors import StepError
 from cluster.model.plan import Json
@@ -60,6 +62,15 @@ async def gated(inputs: Json) -> Json:
     while not Path(inputs["gate"]).exists():  # noqa: ASYNC110, ASYNC240 - it is opened by another process
         await asyncio.sleep(0.02)
     return None
+
+
+@agent("one", "two", "three", "many")
+async def held(inputs: Json, capability: str) -> Json:
+    """Hold a slot until the file `gate` is there, in pools that differ in what they reserve."""
+    note(inputs, capability)
+    while not Path(inputs["gate"]).exists():  # noqa: ASYNC110, ASYNC240 - it is opened by another process
+        await asyncio.sleep(0.02)
+    return {"gpus": [str(each) for each in ray.get_gpu_ids()]}
 
 
 @agent("watchful")

@@ -16,6 +16,8 @@ import psutil
 import pytest
 import ray
 import yaml
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray.cluster_utils import Cluster
 
 from tests.integration.running_service import RunningService
 
@@ -67,20 +69,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A Ray of our own, in a short folder: its sockets' paths must stay under 107 bytes."""
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray of our own, in a short folder: its sockets' paths must stay under 107 bytes.
+
+    Its GPUs are pretended; tests may add nodes, and take away those that they added.
+    """
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     folder = Path(tempfile.mkdtemp(prefix="tr", dir="/tmp"))
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        namespace="tutti",
-        _temp_dir=str(folder),
+    ensure_token_if_auth_enabled(create_token_if_missing=True)
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 4,
+            "num_gpus": 4,
+            "object_store_memory": 100 << 20,
+            "include_dashboard": False,
+            "temp_dir": str(folder),
+        },
     )
-    yield
+    ray.init(address=cluster.address, namespace="tutti")
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     _, alive = psutil.wait_procs(left, timeout=10)
     shutil.rmtree(folder, ignore_errors=True)
@@ -89,7 +99,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def service_of_module(
-    ray_cluster: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("service")
     pools_file = folder / "pools.yaml"

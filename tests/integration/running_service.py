@@ -235,10 +235,12 @@ class RunningService(StoredRuns):
         scheduler = self.scheduler_status()
         if any(pool["starting"] for pool in scheduler["pools"].values()):
             problems.append("a replica is starting")
-        groups, living = set(placement_groups.list_named()), set(scheduler["replicas"])
-        if groups != living:
-            problems.append(f"placement groups {groups}, replicas {living}")
+        groups, owned_groups = set(placement_groups.list_groups()), set(scheduler["groups"])
+        if groups != owned_groups:
+            problems.append(f"placement groups {groups}, owned {owned_groups}")
+        if not owned_groups >= set(scheduler["replicas"]):
+            problems.append(f"groups {owned_groups}, replicas {list(scheduler['replicas'])}")
         ledger = {name.decode() for name in self.redis.hkeys(keys.LEDGER)}
-        if ledger != living:
-            problems.append(f"ledger {ledger}, replicas {living}")
+        if ledger != groups:
+            problems.append(f"ledger {ledger}, placement groups {groups}")
         return problems

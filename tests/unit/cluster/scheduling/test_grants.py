@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.scheduling.grants import fair_targets, raise_limits
+from cluster.scheduling.grants import fair_targets, layered_targets, raise_limits
 
 NAMES = ("a", "b", "c", "d", "e")
 slots = st.integers(0, 60)
@@ -127,3 +127,22 @@ def test_limits_stay_safe_while_confirmations_arrive_one_by_one(
             is_confirmed = limits[name] >= held[name] or data.draw(st.booleans())
             held[name] = limits[name] if is_confirmed else held[name]
         assert sum(held.values()) <= num_slots
+
+
+def test_earlier_layer_is_served_before_a_later_one_gets_anything() -> None:
+    turn = ["a", "b", "c"]
+    assert layered_targets(5, [{"c": 3}, {"a": 9, "b": 9}], turn) == {"a": 1, "b": 1, "c": 3}
+    assert layered_targets(2, [{"c": 3}, {"a": 9}], turn) == {"a": 0, "b": 0, "c": 2}
+    assert layered_targets(6, [{"c": 1}], turn) == {"a": 2, "b": 2, "c": 2}
+
+
+@given(
+    num_slots=st.integers(0, 40),
+    layers=st.lists(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 20)), max_size=4),
+)
+def test_layers_never_share_more_than_there_is_and_leave_nothing_over(
+    num_slots: int, layers: list[dict[str, int]]
+) -> None:
+    targets = layered_targets(num_slots, layers, list("abcd"))
+    assert sum(targets.values()) == num_slots
+    assert all(count >= 0 for count in targets.values())

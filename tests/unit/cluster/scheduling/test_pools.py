@@ -34,6 +34,7 @@ def test_none_one_nth_and_whole_gpus_are_accepted(num_gpus: float) -> None:
         ({"resources": {"lora": -1}}, "must not be negative"),
         ({"resources": {"GPU": 1}}, "GPU has a field of its own"),
         ({"gpu_memory_gb": 16}, "needs num_gpus"),
+        ({"gang_size": 2, "num_gpus": 0.5}, "must be whole, or 0, where gang_size is above 1"),
         ({"gang_size": 0}, "gang_size must be at least 1"),
         ({"strategy": "TIGHT"}, "'TIGHT' is none of PACK, STRICT_PACK, SPREAD, STRICT_SPREAD"),
         ({"priority": 101}, "priority must be 0 to 100"),
