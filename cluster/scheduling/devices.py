@@ -8,10 +8,12 @@ Ray does; memory of devices in MiB. This module does the sums of one node; `pack
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+
+from cluster.scheduling.reasons import NodeTooSmall
 
 if TYPE_CHECKING:
     from cluster.scheduling.reservations import Reservation
@@ -26,11 +28,13 @@ __all__ = [
     "bundle_of",
     "gpus_of",
     "shares_of",
+    "too_small",
 ]
 
 SHARES_PER_GPU = math.lcm(*range(1, 33))
 _PARTS = 10_000
 _MIB_PER_GIB = 1024
+_BYTES_PER_GIB = 1 << 30
 
 
 def shares_of(num_gpus: float) -> int:
@@ -270,3 +274,27 @@ class Node:
         self.free_memory_bytes -= sign * bundle.memory_bytes
         for name, each in bundle.custom:
             self.free_custom[name] -= sign * each
+
+
+def too_small(bundle: Bundle, nodes: Sequence[Node]) -> NodeTooSmall:
+    """Say what no node could give a bundle if it were empty: the first thing that none has enough of.
+
+    Args:
+        nodes: None is large enough; at least one.
+    """
+    mib = max((device.total_mib for node in nodes for device in node.devices), default=0)
+    largest_bytes = max(node.memory_bytes for node in nodes)
+    wanted = [
+        ("GPU", bundle.num_devices, max(len(node.devices) for node in nodes), 1),
+        ("GiB of GPU memory", bundle.gpu_mib if mib else 0, mib, _MIB_PER_GIB),
+        ("CPU", bundle.cpu_parts, max(node.cpu_parts for node in nodes), _PARTS),
+        ("GiB of memory", bundle.memory_bytes, largest_bytes, _BYTES_PER_GIB),
+        *(
+            (name, each, max(node.custom.get(name, 0) for node in nodes), _PARTS)
+            for name, each in bundle.custom
+        ),
+    ]
+    for missing, asked, largest, unit in wanted:
+        if asked > largest:
+            return NodeTooSmall(missing=missing, asked=asked / unit, largest=largest / unit)
+    return NodeTooSmall(missing="node with all of it at once", asked=1, largest=0)

@@ -14,7 +14,16 @@ from itertools import chain
 from typing import NamedTuple
 
 from cluster.errors import InvalidSetting
-from cluster.scheduling.devices import SHARES_PER_GPU, Bundle, Device, Held, Node, NodeSpec, gpus_of
+from cluster.scheduling.devices import (
+    SHARES_PER_GPU,
+    Bundle,
+    Device,
+    Held,
+    Node,
+    NodeSpec,
+    gpus_of,
+    too_small,
+)
 from cluster.scheduling.reasons import CapacityShort, LabelMissing, NodeTooSmall
 from cluster.scheduling.shelves import Shelf, first_devices
 
@@ -457,12 +466,7 @@ class Packer:
                 return LabelMissing(labels=bundle.labels)
             nodes = [node for shelf in shelves for node in shelf.nodes]
             if not any(node.is_large_enough(bundle) for node in nodes):
-                largest = max(len(node.devices) for node in nodes)
-                if bundle.num_devices > largest:
-                    asked, missing = float(bundle.num_devices), "GPU"
-                else:
-                    asked, missing, largest = 1.0, "node with its CPUs, memory and resources", 0
-                return NodeTooSmall(missing=missing, asked=asked, largest=largest)
+                return too_small(bundle, nodes)
         return None
 
     @property

@@ -119,6 +119,31 @@ def test_labels_cpus_and_custom_resources_must_be_there() -> None:
     assert isinstance(nodes.place(Request("w", (bundle_of(0.5, num_cpus=65),)), 0), NodeTooSmall)
 
 
+@pytest.mark.parametrize(
+    ("bundle", "reason"),
+    [
+        (bundle_of(9), NodeTooSmall(missing="GPU", asked=9, largest=2)),
+        (bundle_of(1, 100), NodeTooSmall(missing="GiB of GPU memory", asked=100, largest=80)),
+        (bundle_of(0, num_cpus=1000), NodeTooSmall(missing="CPU", asked=1000, largest=64)),
+        (
+            bundle_of(0, memory_bytes=1 << 50),
+            NodeTooSmall(missing="GiB of memory", asked=1 << 20, largest=1024),
+        ),
+        (bundle_of(0, resources={"lora": 3}), NodeTooSmall(missing="lora", asked=3, largest=1)),
+        (
+            bundle_of(2, resources={"lora": 1}),
+            NodeTooSmall(missing="node with all of it at once", asked=1, largest=0),
+        ),
+    ],
+    ids=lambda each: each.missing if isinstance(each, NodeTooSmall) else "",
+)
+def test_what_no_node_has_enough_of_is_named_with_what_the_largest_has(
+    bundle: Bundle, reason: NodeTooSmall
+) -> None:
+    nodes = packer(node("a", 2, gib=80), node("b", 1, gib=80, resources={"lora": 1.0}))
+    assert nodes.place(Request("x", (bundle,)), 0) == reason
+
+
 def test_bundle_without_gpus_keeps_away_from_nodes_with_gpus() -> None:
     nodes = packer(node("gpu", 8), node("cpu", 0))
     placed = nodes.place(Request("x", (bundle_of(num_cpus=4),)), 0)
