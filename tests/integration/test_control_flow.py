@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from cluster.errors import AlreadyExists, Conflict, InvalidPlan, NotFound, RunFailed
+from cluster.model.blob_reference import references_in
 from cluster.model.plan import Plan, RetryPolicy, Step, Submission
 from cluster.store.keys import partition_of
 from tests.integration.plans import check_story, one_step, ref
@@ -297,6 +298,31 @@ def test_output_over_the_inline_limit_goes_to_the_blob_store_and_comes_back_whol
     assert isinstance(stored, bytes)
     assert orjson.loads(stored)["$blob"].startswith("sha256:")
     assert len(stored) < 300
+
+
+def test_text_that_an_agent_decodes_to_a_reference_does_not_read_what_another_tenant_stored(
+    service: RunningService,
+) -> None:
+    secret = service.submit(one_step("noop"), {"secret": "x" * 300_000}, tenant="victim")
+    service.await_ended([secret])
+    stored = orjson.loads(service.redis.hget(service.names_of(secret).run(secret), "inputs") or b"")
+    (digest,) = references_in(stored)
+    forged = {"$blob": digest, "size_bytes": 300_000, "media_type": "application/json", "seal": "0" * 32}
+    text = orjson.dumps({"found": forged}).decode()
+    element = {"input_id": "a", "type": "json", "encoding": "json", "data": ref("inputs.text")}
+    plan = Plan(
+        name="smuggle",
+        steps=(
+            Step(name="decode", capability="data_ingest", inputs={"inputs": [element]}),
+            Step(name="read", capability="echo", inputs=ref("steps.decode.output")),
+        ),
+    )
+    for padding in ("", " " * 300_000):  # inline, and as a blob of JSON
+        run_id = service.submit(plan, {"text": text + padding}, tenant="thief")
+        error = service.await_ended([run_id])[run_id].error
+        assert error is not None
+        assert (error.code, error.retryable) == ("VALIDATION_ERROR", False)
+        assert "not a reference that this service has made" in error.message
 
 
 def test_same_request_with_the_same_id_is_one_run_and_another_one_is_refused(service: RunningService) -> None:
