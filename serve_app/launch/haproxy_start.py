@@ -18,16 +18,17 @@ import shlex
 import sys
 from pathlib import Path
 
-__all__ = ["amended", "error_page", "write_starter"]
+__all__ = ["MESSAGE", "amended", "error_page", "write_starter"]
 
-_MESSAGE = "the service cannot answer at the moment; try again"
+MESSAGE = "the service cannot answer at the moment; try again"
+"""What clients are told by HAProxy, and by nobody else."""
 _RETRY_AFTER_S = 1
 _PAGE_NAME = "503.http"
 
 
 def _body() -> str:
-    error = {"code": "UNAVAILABLE", "message": _MESSAGE}
-    return json.dumps({"error": error, "detail": _MESSAGE}, separators=(",", ":"))
+    error = {"code": "UNAVAILABLE", "message": MESSAGE}
+    return json.dumps({"error": error, "detail": MESSAGE}, separators=(",", ":"))
 
 
 def _answer(condition: str = "") -> str:
@@ -65,7 +66,7 @@ def amended(config: str, page: str) -> str:
     )
     config = re.sub(
         r'(?m)grpc-status 5 (hdr grpc-message) "Application metadata not set[^"]*"$',
-        lambda found: f'grpc-status 14 {found[1]} "{_MESSAGE}" hdr retry-after {_RETRY_AFTER_S}',
+        lambda found: f'grpc-status 14 {found[1]} "{MESSAGE}" hdr retry-after {_RETRY_AFTER_S}',
         config,
     )
     # Where a replica broke the connection or does not answer.

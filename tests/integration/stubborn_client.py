@@ -15,6 +15,7 @@ import httpx
 import msgspec
 
 from cluster.model.plan import Submission
+from serve_app.launch.haproxy_start import MESSAGE
 
 __all__ = ["Answer", "Story", "StubbornClient", "answers"]
 
@@ -107,6 +108,9 @@ class StubbornClient:
             headers = {"Last-Event-ID": str(story.seqs[-1])} if story.seqs else {}
             try:
                 with self._client().stream("GET", path, headers=headers) as response:
+                    if response.status_code in _AGAIN and time.monotonic() < deadline:
+                        time.sleep(_PAUSE_S)
+                        continue
                     response.raise_for_status()
                     for line in response.iter_lines():
                         if line.startswith("data: "):
@@ -131,7 +135,7 @@ class StubbornClient:
                 if time.monotonic() > deadline:
                     raise
             else:
-                is_ours = response.headers.get("content-type", "").startswith("application/json")
+                is_ours = MESSAGE not in response.text
                 if is_ours and (response.status_code not in _AGAIN or time.monotonic() > deadline):
                     self.num_answered += 1
                     return Answer(response.status_code, response.json(), broken, put_off)

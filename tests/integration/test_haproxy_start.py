@@ -31,7 +31,9 @@ HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\nsuc
 
 
 class Replica:
-    """Answers health checks; what to answer all else, "" for a broken connection, is the test's to say."""
+    """Answers health checks; what to answer all else is the test's to say, a broken connection where it says
+    nothing or no more.
+    """
 
     def __init__(self, answers: list[bytes]) -> None:
         self.asked: list[str] = []
@@ -51,7 +53,7 @@ class Replica:
                         connection.sendall(HEALTHY)
                     elif line:
                         self.asked.append(line)
-                        connection.sendall(self._answers.pop(0))
+                        connection.sendall(self._answers.pop(0) if self._answers else b"")
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -87,6 +89,15 @@ class Proxy:
                 app_name="tutti",
                 servers=servers,
                 protocol=RequestProtocol.HTTP,
+                health_check_inter="100ms",
+            )
+            # The same ports do not speak gRPC: its health checks fail, as those of a replica that died.
+            backends["grpc"] = BackendConfig(
+                name="grpc",
+                path_prefix="/",
+                app_name="tutti",
+                servers=servers,
+                protocol=RequestProtocol.GRPC,
                 health_check_inter="100ms",
             )
         HAProxyApi(config, backends, config_file_path=str(path))._generate_config_file_internal()
@@ -159,6 +170,16 @@ def test_request_that_only_reads_is_tried_again_when_its_replica_dies_and_others
         assert [line.split()[0] for line in replica.asked] == ["GET", "GET"]
         assert_told_to_try_again(httpx.post(url, content=b"{}"))
         assert [line.split()[0] for line in replica.asked] == ["GET", "GET", "POST"]
+
+
+def test_grpc_call_that_reaches_no_living_replica_is_unavailable(folder: Path) -> None:
+    with (
+        proxy_before(folder, Replica([])) as proxy,
+        grpc.insecure_channel(f"127.0.0.1:{proxy.grpc_port}") as channel,
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/orchestrator.OrchestratorService/HealthCheck")(b"", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error", "503 Service Unavailable"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.api_client import ApiClient
+from serve_app.launch.port_claims import PortClaims
 from serve_app.launch.preconditions import check_port
 from serve_app.launch.ray_environment import free_ports
 from tests.integration.service_process import REPOSITORY, running_process
@@ -66,5 +67,7 @@ def test_guest_takes_its_ports_and_actors_with_it_and_may_come_again(cluster: st
                 run_id = client.submit_run({"plan": PLAN})
                 assert [event["type"] for event in client.follow(run_id)][-1] == "run.succeeded"
                 assert len(client.list_runs([], 10)["runs"]) == visit + 1
+        claims = PortClaims()
         for port in ports:
-            check_port("127.0.0.1", port, "the service's own")
+            check_port("127.0.0.1", port, "the service's own", claims)
+        claims.release()
