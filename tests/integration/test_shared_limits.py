@@ -1,4 +1,4 @@
-"""What keys and capacity let wait, and what is said of it, with both orchestrators sharing each limit."""
+"""What two orchestrators share: slots by priority, limits of keys; and what is said of those who wait."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import ray
 
+from cluster.model.plan import Plan, Step
 from cluster.scheduling.reasons import NodeTooSmall, QuotaReached, RateReached, StepWait
 from serve_app.auth import Principal
 from serve_app.service import RunService
@@ -112,3 +114,39 @@ def test_step_of_a_pool_that_no_node_can_carry_tells_what_is_too_large(
         assert isinstance(wait.reason, NodeTooSmall)
         assert (wait.reason.missing, wait.reason.asked) == ("CPU", 1000)
         service.command(run_ids, "cancel")
+
+
+def test_urgent_step_gets_the_next_free_slot_although_the_other_orchestrator_has_thousands_waiting(
+    service: RunningService, pools: DeclaredPools, tmp_path: Path
+) -> None:
+    pools.declare("narrow", capabilities=["one", "two", "three"], concurrency=1, idle_timeout_s=0.0)
+    gate, open_gate = tmp_path / "shut", tmp_path / "open"
+    open_gate.touch()
+
+    def plan(capability: str, on: Path, count: int = 0) -> Plan:
+        inputs = {"gate": str(on), "log": str(pools.log)}
+        step = Step(name="a", capability=capability, inputs=inputs, map=list(range(count)) if count else None)
+        return Plan(name=capability, steps=(step,))
+
+    first, second = service.orchestrator(0), service.orchestrator(1)
+    holder = ray.get(first.submit.remote(plan("one", gate)), timeout=20)
+    eventually(lambda: pools.num_begun() == 1, "the slot is held")
+    ordinary = ray.get(first.submit.remote(plan("two", open_gate, 5_000)), timeout=20)
+    owner = service.orchestrator_status(0)["id"]
+    eventually(
+        lambda: service.orchestrator_status(0)["waiting"] == {"two": 5_000}, "all are waiting at the first"
+    )
+
+    urgent = ray.get(second.submit.remote(plan("three", open_gate), priority=90), timeout=20)
+    (replica,) = pools.await_replicas("narrow", 1)
+    eventually(
+        lambda: not service.scheduler_status()["replicas"][replica]["limits"].get(owner),
+        "the slot is to go to the second",
+    )
+    gate.touch()
+
+    eventually(lambda: pools.num_begun() >= 3, "the next two have begun")
+    assert pools.log.read_text().split()[:3] == ["one", "three", "two"]
+    service.command(ordinary, "cancel")
+    ended = service.await_ended([holder, ordinary, urgent])
+    assert ended[urgent].status == "succeeded"
