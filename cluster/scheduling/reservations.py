@@ -251,13 +251,18 @@ class Reservations:
         return self.packer.may_fit(reservation.footprint)
 
     def _gather(self, reservation: Reservation) -> None:
-        """Exchange busy targets for free devices, where it does not matter on which node they are."""
+        """Exchange busy targets for free devices: of the same node, else where that does not matter."""
         request = reservation.request
+        bundle = request.bundles[0]
+        for busy in [each for each in reservation.targets if each.free < SHARES_PER_GPU]:
+            free = next((each for each in busy.node.whole if each.has_room(bundle)), None)
+            if free is not None:
+                self._give_up(reservation, busy)
+                self._keep(reservation, free)
         if len(request.bundles) > 1 and request.strategy in (Strategy.STRICT_PACK, Strategy.STRICT_SPREAD):
             return
-        if any(bundle.num_devices > 1 for bundle in request.bundles):
+        if any(each.num_devices > 1 for each in request.bundles):
             return
-        bundle = request.bundles[0]
         shelves = self.packer.shelves_for(bundle)
         while reservation.num_busy:
             device = _free_device(shelves, request)

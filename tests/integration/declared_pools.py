@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
+from cluster import placement_groups
 from cluster.model.plan import Submission
 from cluster.scheduling.pools import PoolSpec
 from cluster.store import keys
@@ -69,11 +70,14 @@ class DeclaredPools:
 
     def await_replicas(self, name: str, num: int, within_s: float = 30.0) -> list[str]:
         """Wait until so many replicas of a pool are ready, and name them."""
-        return eventually(
-            lambda: len(found := self.service.replicas(name)) == num and (sorted(found) or ["none"]),
-            f"{num} replicas of {name}",
-            within_s,
-        )
+        try:
+            return eventually(
+                lambda: len(found := self.service.replicas(name)) == num and (sorted(found) or ["none"]),
+                f"{num} replicas of {name}",
+                within_s,
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.snapshot()} {placement_groups.list_groups()}") from error
 
     def gpus_of(self, replicas: Sequence[str]) -> list[list[str]]:
         """Tell which GPUs replicas have."""

@@ -245,6 +245,20 @@ def test_gang_gets_what_frees_and_small_ones_slip_in_only_if_they_are_gone_in_ti
     assert len(kept) == 0
 
 
+@pytest.mark.parametrize(
+    "waiting", [gang("g", 2, Strategy.STRICT_PACK), gpus("g", 2)], ids=["gang", "one bundle"]
+)
+def test_device_that_frees_on_the_node_of_the_targets_serves_as_well_as_they(waiting: Request) -> None:
+    kept = Reservations(packer(node("a", 4)), max_reserved=1.0)
+    for number in range(3):
+        kept.place(gpus(str(number), 1), 0)
+    assert kept.reserve(waiting, 0) is not None
+    kept.release("2")
+    (started,) = kept.start(1)
+    assert started.request == waiting
+    assert len(kept) == 0
+
+
 def test_nothing_slips_in_where_nobody_knows_when_the_gang_starts() -> None:
     kept = Reservations(packer(node("a", 2)), max_reserved=1.0)
     kept.place(gpus("unknown", 1), 0)
