@@ -25,15 +25,11 @@ class Claimant:
 
     def waiting_by_priority(self, pool: FleetPool) -> dict[int, int]:
         """Count what waits for a pool, by priority."""
-        counts: dict[int, int] = {}
-        for capability in pool.capabilities:
-            for priority, count in self.needs.demand.get(capability, {}).items():
-                counts[priority] = counts.get(priority, 0) + count
-        return counts
+        return self.needs.demand.get(pool.spec.name, {})
 
     def oldest_s(self, pool: FleetPool) -> float:
         """Tell how long the one that waits longest for a pool has waited."""
-        return max((self.needs.waiting_s.get(each, 0.0) for each in pool.capabilities), default=0.0)
+        return self.needs.oldest_s.get(pool.spec.name, 0.0)
 
     def used(self, replica_id: str) -> int:
         """Count what runs on a replica."""

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.key_shares import KeyShares
-from actors.pool_line import Backlog, PoolLine, Ready, Wait, num_free, warm_link
+from actors.pool_line import PoolLine, Ready, Wait, num_free, warm_link
 from actors.pool_table import Needs
 from actors.replica_link import LinkOwner, ReplicaLink
 from actors.replica_links import ReplicaLinks
@@ -94,7 +94,6 @@ class Dispatcher:
         self._homeless = PoolLine("", self.shares.limits, self._weight_of)
         self._routes: dict[Wish, _Route] = {}
         self._offers: tuple[Any, ...] | None = None
-        self._backlogs: dict[str, Backlog] = {}
         self._to_serve: dict[PoolLine, None] = {}
         self._is_gathering = False
         # Unix seconds that never go back: Runs bring the instants of other machines with them.
@@ -160,10 +159,7 @@ class Dispatcher:
     def _push(self, line: PoolLine, step: QueuedStep, wait: Wait) -> None:
         step.item = wait
         step.cost = max(self._mean_s.get(wait.wish.capability, 0.0), _LEAST_COST_S)
-        backlog = self._backlogs.get(wait.wish.capability)
-        if backlog is None:
-            backlog = self._backlogs[wait.wish.capability] = Backlog()
-        backlog.add(step.priority, wait)
+        line.backlog_of(wait.wish.capability).add(step.priority, wait)
         self.waiting.setdefault(wait.ready.run_id, {})[wait.ready] = line
         self.shares.want((tenant_key(step.tenant), *step.keys), self.now())
         if wait.is_suspect:
@@ -175,9 +171,8 @@ class Dispatcher:
         """Count a step out that is in no queue any more."""
         wait: Wait = step.item
         ready = wait.ready
-        self._backlogs[wait.wish.capability].take(step.priority, wait)
         units = self.waiting[ready.run_id]
-        del units[ready]
+        units.pop(ready).backlog_of(wait.wish.capability).take(step.priority, wait)
         if not units:
             del self.waiting[ready.run_id]
         self.shares.want_no_more((tenant_key(step.tenant), *step.keys))
@@ -432,7 +427,12 @@ class Dispatcher:
 
     def demand(self) -> dict[str, int]:
         """Count what waits, by capability."""
-        return {capability: each.num for capability, each in self._backlogs.items() if each.num}
+        counts: dict[str, int] = {}
+        for line in (self._homeless, *self.lines.values()):
+            for capability, backlog in line.backlogs.items():
+                if backlog.num:
+                    counts[capability] = counts.get(capability, 0) + backlog.num
+        return counts
 
     def in_use(self) -> dict[str, int]:
         """Count attempts, by replica."""
@@ -441,24 +441,17 @@ class Dispatcher:
     def needs(self) -> Needs:
         """Say what the scheduler must know. What waits for keys asks for no slots."""
         now = self.now()
-        demand: dict[str, dict[int, int]] = {
-            capability: dict(each.num_by_priority) for capability, each in self._backlogs.items() if each.num
-        }
-        suspects: dict[str, int] = {}
+        needs = Needs({}, self.in_use(), {}, {}, {}, dict(self._mean_s), self.shares.uses())
         for name, line in self.lines.items():
             num = len(line.suspects) + sum(link.exclusive for link in line.links)
             if num:
-                suspects[name] = num
-            for priority, keys, count in line.queue.waiting_for_keys():
-                counts = demand[keys[0].removeprefix(capability_key(""))]
-                counts[priority] -= count
-        demand = {
-            capability: kept
-            for capability, counts in demand.items()
-            if (kept := {priority: count for priority, count in counts.items() if count > 0})
-        }
-        waiting_s = {capability: now - self._backlogs[capability].oldest_at(now) for capability in demand}
-        return Needs(demand, self.in_use(), suspects, waiting_s, dict(self._mean_s), self.shares.uses())
+                needs.suspects[name] = num
+            if demand := line.demand():
+                needs.demand[name] = demand
+                for capability, seconds in line.waits_s(now).items():
+                    needs.waiting_s[capability] = max(needs.waiting_s.get(capability, 0.0), seconds)
+                    needs.oldest_s[name] = max(needs.oldest_s.get(name, 0.0), seconds)
+        return needs
 
     def reasons(self, run_id: str) -> dict[Ready, Reason]:
         """Tell why each of a Run's ready Steps waits, from what the last decisions wrote down."""

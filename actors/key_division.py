@@ -1,39 +1,49 @@
 """How the limits of concurrency and rate keys are divided between orchestrators, never beyond the limit.
 
 Concurrency is shared as slots are: held until confirmed, raised only by what is really free. A rate is
-divided evenly. A declared key with `*` stands for one limit for each key that matches it. A scheduler that
-was restarted does not know what the one before it gave out; until all who may have something of it have
-told what they use, nobody gets more.
+divided evenly. A declared key with `*` stands for one limit for each key that matches it; such a key is
+shared between those who have used it lately, and only they are told of it, since there may be very many. A
+scheduler that was restarted does not know what the one before it gave out; until all who may have something
+of it have told what they use, nobody gets more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from actors.claimants import SILENCE_S, Claimants
 from actors.fleet import Fleet
-from actors.pool_table import KeyLimit, Needs
+from actors.pool_table import KeyLimit, KeyUse, Needs
 from cluster.scheduling.grants import fair_targets, raise_limits
 from cluster.store.capacity import LimitSpec, parse_rate
 
 __all__ = ["KeyDivision"]
 
-_KEPT_S = 60.0
+_KEPT_S = 30.0
+_NO_USE = KeyUse(0, 0)
 
 
 class _Key:
-    """One concrete key with a limit on concurrency."""
+    """One concrete key with a limit on concurrency.
 
-    __slots__ = ("held", "is_declared", "limits", "offered_at", "used_at")
+    Attributes:
+        pattern: The declared key that it matches; "" where it is declared itself.
+        held: StepRuns each orchestrator may still have under it.
+        limits: How many each was told.
+        used_at: When each used or wanted it last.
+        offered_at: Table version of its limits.
+    """
 
-    def __init__(self, is_declared: bool) -> None:
-        self.is_declared = is_declared
+    __slots__ = ("held", "limits", "offered_at", "pattern", "spec", "used_at")
+
+    def __init__(self, spec: LimitSpec, pattern: str) -> None:
+        self.spec, self.pattern = spec, pattern
         self.held: dict[str, int] = {}
         self.limits: dict[str, int] = {}
+        self.used_at: dict[str, float] = {}
         self.offered_at = 0
-        self.used_at = time.monotonic()
 
 
 class KeyDivision:
@@ -64,47 +74,50 @@ class KeyDivision:
             return
         self._declared = dict(limits)
         for key, state in list(self._keys.items()):
-            if self._max_of(key) is None:
+            found = self._find(key)
+            if found is None:
                 del self._keys[key]
             else:
-                state.is_declared = key in limits
-        for key in limits:
-            if "*" not in key and limits[key].max_concurrent is not None and key not in self._keys:
-                self._keys[key] = _Key(is_declared=True)
+                state.spec, state.pattern = found
+        for key, spec in limits.items():
+            if "*" not in key and spec.max_concurrent is not None and key not in self._keys:
+                self._keys[key] = _Key(spec, "")
         self._fleet.bump()
 
-    def _spec_of(self, key: str) -> LimitSpec | None:
-        found = self._declared.get(key)
-        if found is None:
-            found = next(
-                (s for each, s in self._declared.items() if "*" in each and fnmatchcase(key, each)), None
-            )
-        return found
-
-    def _max_of(self, key: str) -> int | None:
-        spec = self._spec_of(key)
-        return None if spec is None else spec.max_concurrent
+    def _find(self, key: str) -> tuple[LimitSpec, str] | None:
+        """Find what limits a key's concurrency, and the pattern that it matches; None where nothing does."""
+        spec, pattern = self._declared.get(key), ""
+        if spec is None:
+            pattern = next((each for each in self._declared if "*" in each and fnmatchcase(key, each)), "")
+            spec = self._declared.get(pattern)
+        return None if spec is None or spec.max_concurrent is None else (spec, pattern)
 
     # -- sharing
 
     def confirm(self, name: str, version: int, needs: Needs) -> None:
         """Take note of what an orchestrator uses and wants, and that it has the table of a version."""
-        now = time.monotonic()
-        for key, use in needs.keys.items():
-            state = self._keys.get(key)
-            if state is None and self._max_of(key) is not None:
-                state = self._keys[key] = _Key(is_declared=False)
-            if state is not None and (use.num_used or use.num_wanted):
-                state.used_at = now
         first_told = self._unconfirmed.get(name)
         if first_told and version >= first_told:
             del self._unconfirmed[name]
+        self.note(name, needs)
         for key, state in self._keys.items():
-            num_used = needs.keys[key].num_used if key in needs.keys else 0
-            if version >= state.offered_at:
-                state.held[name] = max(state.limits.get(name, 0), num_used)
-            else:
-                state.held[name] = max(state.held.get(name, 0), num_used)
+            limit = state.limits.get(name, 0)
+            if version >= state.offered_at and (limit or name in state.held):
+                state.held[name] = max(limit, needs.keys.get(key, _NO_USE).num_used)
+
+    def note(self, name: str, needs: Needs) -> None:
+        """Take note of what an orchestrator uses and wants, whatever table it has."""
+        now = time.monotonic()
+        for key, use in needs.keys.items():
+            state = self._keys.get(key)
+            if state is None:
+                found = self._find(key)
+                if found is None:
+                    continue
+                state = self._keys[key] = _Key(*found)
+            if use.num_used or use.num_wanted:
+                state.used_at[name] = now
+            state.held[name] = max(state.held.get(name, 0), use.num_used)
 
     def share(self) -> None:
         """Share keys anew where somebody waits in vain, or a share was never told."""
@@ -122,27 +135,27 @@ class KeyDivision:
             self._unconfirmed[name] = self._fleet.version
 
     def _share_key(self, key: str, turn: Sequence[str], now: float) -> bool:
-        state, most = self._keys[key], self._max_of(key)
-        if most is None:
-            del self._keys[key]
-            return False
+        state = self._keys[key]
         for gone in [name for name in state.held if name not in self._claimants]:
-            state.held.pop(gone)
+            del state.held[gone]
             state.limits.pop(gone, None)
-        if not state.is_declared and now - state.used_at > _KEPT_S and not any(state.held.values()):
-            del self._keys[key]
-            self._fleet.bump()
-            return False
-        starving = state.limits.keys() != set(turn) or sum(state.limits.values()) != most
+            state.used_at.pop(gone, None)
+        if state.pattern:
+            turn = [name for name in turn if now - state.used_at.get(name, -_KEPT_S) < _KEPT_S]
+            if not turn and not any(state.held.values()):
+                del self._keys[key]
+                return False
+        most = state.spec.max_concurrent or 0
+        is_starving = sum(state.limits.values()) != most or any(name not in turn for name in state.limits)
         wanted: dict[str, int] = {}
         for name in turn:
-            use = self._claimants[name].needs.keys.get(key)
-            num_used, num_wanted = use if use is not None else (0, 0)
+            num_used, num_wanted = self._claimants[name].needs.keys.get(key, _NO_USE)
             wanted[name] = num_used + num_wanted
-            starving |= num_wanted > 0 and num_used >= state.limits.get(name, 0)
-        if not starving:
+            is_starving |= num_wanted > 0 and num_used >= state.limits.get(name, 0)
+        if not is_starving:
             return False
         targets = fair_targets(most, wanted, turn)
+        targets.update({name: 0 for name in state.held if name not in targets})
         if self._unconfirmed:
             limits = {name: min(state.held.get(name, 0), target) for name, target in targets.items()}
         else:
@@ -152,6 +165,9 @@ class KeyDivision:
         for name, limit in limits.items():
             state.held[name] = max(state.held.get(name, 0), limit)
         state.limits = limits
+        if state.pattern:
+            for name in [each for each, held in state.held.items() if not held and each not in turn]:
+                del state.held[name], state.limits[name]
         return True
 
     # -- what is told
@@ -160,9 +176,8 @@ class KeyDivision:
         """Tell an orchestrator its shares: of declared keys and patterns, and of keys that it has used."""
         told = [self._told(key, spec, name) for key, spec in self._declared.items()]
         for key, state in self._keys.items():
-            spec = None if state.is_declared else self._spec_of(key)
-            if spec is not None:
-                told.append(self._told(key, spec, name))
+            if state.pattern and (name in state.held or name in state.used_at):
+                told.append(self._told(key, state.spec, name))
         return tuple(told)
 
     def _told(self, key: str, spec: LimitSpec, name: str) -> KeyLimit:
@@ -176,17 +191,11 @@ class KeyDivision:
 
     def uses(self) -> dict[str, tuple[LimitSpec, int]]:
         """Tell for each key that is declared or in use its limit and how many StepRuns hold it."""
-        counts: dict[str, int] = {}
+        found = {key: (spec, 0) for key, spec in self._declared.items()}
+        found |= {key: (state.spec, 0) for key, state in self._keys.items()}
         for claimant in self._claimants:
             for key, use in claimant.needs.keys.items():
-                counts[key] = counts.get(key, 0) + use.num_used
-        found: dict[str, tuple[LimitSpec, int]] = {}
-        for key in _ordered(self._declared, self._keys):
-            spec = self._spec_of(key)
-            if spec is not None:
-                found[key] = (spec, counts.get(key, 0))
+                if key in found:
+                    spec, num_used = found[key]
+                    found[key] = (spec, num_used + use.num_used)
         return found
-
-
-def _ordered(*parts: Collection[str]) -> list[str]:
-    return list(dict.fromkeys(key for part in parts for key in part))

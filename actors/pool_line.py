@@ -116,6 +116,7 @@ class PoolLine:
         queue: What waits.
         suspects: What waits to run alone on a replica; a heap.
         links: Its replicas.
+        backlogs: Counts of what waits, by capability.
         aside: The one that empties for the first suspect; None where none does.
     """
 
@@ -128,6 +129,28 @@ class PoolLine:
         self.aside: ReplicaLink | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._number = 0
+        self.backlogs: dict[str, Backlog] = {}
+
+    def backlog_of(self, capability: str) -> Backlog:
+        """Find the counts of what waits here for a capability."""
+        backlog = self.backlogs.get(capability)
+        if backlog is None:
+            backlog = self.backlogs[capability] = Backlog()
+        return backlog
+
+    def demand(self) -> dict[int, int]:
+        """Count what waits for slots by priority, less what waits for keys."""
+        counts: dict[int, int] = {}
+        for backlog in self.backlogs.values():
+            for priority, count in backlog.num_by_priority.items():
+                counts[priority] = counts.get(priority, 0) + count
+        for priority, _, count in self.queue.waiting_for_keys():
+            counts[priority] -= count
+        return {priority: count for priority, count in counts.items() if count > 0}
+
+    def waits_s(self, now: float) -> dict[str, float]:
+        """Tell how long the one that waits longest has waited, by capability."""
+        return {name: now - each.oldest_at(now) for name, each in self.backlogs.items() if each.num}
 
     @property
     def num_waiting(self) -> int:

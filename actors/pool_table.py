@@ -28,10 +28,11 @@ class Needs(NamedTuple):
     """What an orchestrator tells the scheduler.
 
     Attributes:
-        demand: StepRuns that wait for a slot, by capability and priority.
+        demand: StepRuns that wait for a slot, by pool and priority; not those that wait for keys.
         in_use: Attempts that have one, by replica.
         suspects: StepRuns that wait for a replica of their own or have it, by pool.
-        waiting_s: How long the one that waits longest has waited, by capability.
+        oldest_s: How long the one that waits longest has waited, by pool.
+        waiting_s: The same by capability.
         mean_s: Mean seconds of an attempt, by capability.
         keys: Use of declared concurrency keys only; concrete keys, not patterns.
     """
@@ -39,6 +40,7 @@ class Needs(NamedTuple):
     demand: dict[str, dict[int, int]]
     in_use: dict[str, int]
     suspects: dict[str, int]
+    oldest_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
     waiting_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
     mean_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
     keys: dict[str, KeyUse] = {}  # noqa: RUF012 - nobody writes to it

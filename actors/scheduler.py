@@ -96,6 +96,7 @@ class Scheduler:
         self._fleet.bump()
         self._tasks.repeat(self._tick, _TICK_S)
         self._tasks.repeat(self._look, _LOOK_EVERY_S)
+        self._tasks.repeat(self._look_at_nodes, _LOOK_EVERY_S)
         self._tasks.repeat(self._reconciler.reclaim, _RECLAIM_EVERY_S)
         self._tasks.spawn(WebhookSender(self._settings, self._redis).run())
         self._tasks.spawn(BlobUpkeep(self._settings, self._redis).run())
@@ -112,14 +113,17 @@ class Scheduler:
         self._sizing.settle()
 
     async def _look(self) -> None:
-        """Look at what changes by itself: declarations, nodes, what others use."""
+        """Look at what operators changed, and tell how things stand."""
         await self._declarations.refresh()
         self._division.declare(self._declarations.limits)
         self._fleet.weigh(self._declarations.weights)
+        await self._report.publish()
+
+    async def _look_at_nodes(self) -> None:
+        """Look at nodes, and at what others use of them; say what is short."""
         await self._reconciler.look()
         self._replicas.look_at_kept_away()
         self._unmet.tell(self._sizing.missing)
-        await self._report.publish()
 
     async def drain(self) -> None:
         """End all replicas and free all groups."""
@@ -154,6 +158,7 @@ class Scheduler:
         """Take note of what waits."""
         await self.start()
         self._claimants.note(orchestrator_id, needs)
+        self._division.note(orchestrator_id, needs)
         self._divide()
         if not self._is_draining:
             self._sizing.settle()

@@ -177,6 +177,20 @@ async def test_what_waits_for_a_key_asks_for_no_slots(rig: Rig) -> None:
     assert rig.dispatcher.demand() == {"work": 2}
 
 
+async def test_what_waits_is_asked_for_in_the_pool_it_waits_for_and_in_no_other(rig: Rig) -> None:
+    specs = [PoolSpec(name="small", agents=("a:B",)), PoolSpec(name="large", agents=("a:B",), num_gpus=1)]
+    pools = tuple(PoolEntry(each.name, ("work",), 3, 5.0, 4, 4, "", each) for each in specs)
+    rig.dispatcher.update(PoolTable(1, pools, ()))
+    rig.submit("anywhere")
+    rig.submit("urgent", priority=90, step={"resources": {"num_gpus": 1}})
+    needs = rig.dispatcher.needs()
+    assert needs.demand == {"small": {50: 1}, "large": {90: 1}}
+    assert set(needs.oldest_s) == {"small", "large"}
+    assert set(needs.waiting_s) == {"work"}
+    rig.dispatcher.forget("urgent")
+    assert rig.dispatcher.needs().demand == {"small": {50: 1}}
+
+
 async def test_reasons_tell_the_place_in_the_queue_and_when_it_will_be_reached(rig: Rig) -> None:
     rig.table()
     for number in range(4):
