@@ -121,6 +121,52 @@ def test_events_come_while_the_run_goes_on(client):
     assert seen[-1][0] - started_at > 0.3
 
 
+def test_command_line_tells_how_pools_stand_and_why_a_run_waits(served, client):
+    def tutti(*arguments):
+        command = [sys.executable, "-m", "serve_app.cli", *arguments, "--url", served.url]
+        environment = {**os.environ, "COLUMNS": "200"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    held = {"name": "sleep", "capability": "sleep", "inputs": {"seconds": 60}}
+    after = {"name": "after", "capability": "noop", "needs": ["sleep"]}
+    reached = "sleep: The limit of tenant:default is reached: 1/1 run."
+    submitted = []
+
+    def submit():
+        body = {"plan": {"name": "two", "steps": [held, after]}}
+        submitted.append(client.post("/api/v1/runs", json=body).raise_for_status().json()["run_id"])
+        return submitted[-1]
+
+    def cancel(run_id):
+        client.post(f"/api/v1/runs/{run_id}/cancel", json={}).raise_for_status()
+
+    def waits_for_the_limit():
+        """Declared is not in force yet: what begins all the same is cancelled, and another one tried."""
+        told = tutti("why", submit())
+        if reached not in told:
+            cancel(submitted[-1])
+            return ""
+        return told
+
+    holder = submit()
+    eventually(lambda: client.get(f"/api/v1/runs/{holder}").json()["status"] == "running", "it runs")
+    tutti("limits", "set", "tenant:default", "--max", "1")
+    told = eventually(waits_for_the_limit, "one waits for the limit")
+    assert told.splitlines() == [reached, "after: It needs sleep, not ended yet."]
+    eventually(lambda: "1 ready of 0-1" in tutti("pools"), "the pool is told with its replica")
+    assert "utilisation" in tutti("capacity")
+    assert "tenant:default" in tutti("limits")
+
+    cancel(holder)
+    cancel(submitted[-1])
+    tutti("limits", "rm", "tenant:default")
+    eventually(lambda: not client.get("/api/v1/limits").json()["limits"], "the limit is gone")
+
+
 def test_oversize_body_without_a_length_is_413_through_the_proxy(client):
     response = client.post("/api/v1/tasks", content=(b"x" * (1 << 20) for _ in range(40)))
     assert response.status_code == 413
