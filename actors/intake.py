@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["IDLE", "Intake"]
 
 _UNPARK_AT_ONCE = 500
-IDLE = frozenset({RunStatus.PENDING, RunStatus.PAUSED})
+IDLE = frozenset({RunStatus.PENDING, RunStatus.PAUSED, RunStatus.WAITING})
 """Runs in these statuses are in memory but take no room."""
+_UNPARKED = frozenset({RunStatus.PENDING, RunStatus.WAITING})
 
 
 class Intake:
@@ -142,12 +143,13 @@ class Intake:
 
     def take_in(self, partition: Partition, run: Run) -> None:
         """Take a Run into memory, or park it where there is no room. What has attempts out goes first, and
-        what waits for other Runs takes no room: else it could keep out the one it waits for.
+        what waits for other Runs takes no room: else it could keep out the one it waits for. What waits for
+        an answer takes none either, and has timers of its own.
         """
         if run.record.status.is_terminal:
             return
         has_room = self.num_loaded < self._settings.max_loaded_runs
-        if has_room or run.running or run.record.status is RunStatus.PENDING:
+        if has_room or run.running or run.record.status in _UNPARKED:
             self._adopt(partition, run)
             return
         self._line.add(partition, run)

@@ -82,6 +82,8 @@ class Partition:
                 change.units[unit] = None
             for unit in outcome.new_results:
                 change.results[unit] = None
+            if outcome.growths:
+                change.growths += outcome.growths
             change.events += outcome.events
 
     def create(self, run: Run, creation: Creation, accepted: asyncio.Future[None]) -> None:
@@ -150,4 +152,9 @@ def command_event(body: dict[str, Any]) -> ev.Event | None:
         return ev.PauseRequested()
     if kind == "resume":
         return ev.ResumeRequested()
+    if kind == "answer":
+        data = orjson.dumps(body.get("data"))
+        return ev.AnswerGiven(
+            str(body.get("step") or ""), str(body["answer"]), data, str(body.get("by") or "")
+        )
     return ev.PriorityRequested(int(body["priority"])) if kind == "priority" else None

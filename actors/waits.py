@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from actors.pool_line import Ready
 from cluster.lifecycle.run_status import RunStatus
 from cluster.lifecycle.step_status import StepStatus
+from cluster.model.plan import OUTSIDE_PREFIX
 from cluster.model.run_id import client_id
 from cluster.scheduling.reasons import (
+    ApprovalMissing,
     BackingOff,
     DependencyUnfinished,
+    NoWorker,
     OwnerFull,
     Paused,
     Reason,
@@ -78,12 +81,18 @@ def _reasons(run: Run, queued: Mapping[Ready, Reason]) -> Iterator[tuple[int, in
         for item, each in units:
             if each.status is StepStatus.BLOCKED:
                 yield index, item, _blocked(run, index)
+            elif each.status is StepStatus.WAITING:
+                step = run.plan.steps[index].step
+                yield index, item, ApprovalMissing(gate=step.name, until_at=each.deadline_at)
             elif each.status is StepStatus.BACKOFF:
                 yield index, item, BackingOff(num_failures=each.failures, until_at=each.not_before_at)
             elif each.status is StepStatus.READY:
                 reason = queued.get(Ready(run.run_id, index, item))
+                capability = run.plan.steps[index].step.capability
                 if is_paused:
                     yield index, item, Paused()
+                elif capability.startswith(OUTSIDE_PREFIX) and not isinstance(reason, NoWorker):
+                    yield index, item, NoWorker(capability=capability, num_busy=0, unmet=capability)
                 else:
                     yield index, item, reason or ReplicaMissing(pool="")
 

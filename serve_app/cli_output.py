@@ -24,6 +24,7 @@ _COLOUR_BY_STATUS = {
     "cancelled": "yellow",
     "running": "cyan",
     "retrying": "magenta",
+    "waiting": "yellow",
     "paused": "yellow",
 }
 _MAX_BARS = 16

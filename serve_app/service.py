@@ -262,6 +262,34 @@ class RunService:
         check_priority(priority)
         await self._command(principal, run_id, "priority", command_id, priority=priority)
 
+    async def answer(
+        self,
+        principal: Principal,
+        run_id: str,
+        answer: str,
+        *,
+        step: str = "",
+        data: Json = None,
+        command_id: str | None = None,
+    ) -> None:
+        """Answer a Step that waits; without its name, the only one that does. Raises as `cancel`.
+
+        Raises:
+            InvalidInput: The Step does not know the answer, or the data cannot be used.
+            PayloadTooLarge: The data does not fit inline.
+        """
+        check_metadata_size(encode_value(data, "data"), self.settings.inline_limit_bytes)
+        await self._command(
+            principal,
+            run_id,
+            "answer",
+            command_id,
+            step=step[:300],
+            answer=answer[:200],
+            data=data,
+            by=principal.subject,
+        )
+
     async def _command(
         self, principal: Principal, run_id: str, kind: str, command_id: str | None, **arguments: Any
     ) -> None:

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from math import inf, isnan
 from typing import Any
 
+import orjson
+
+from cluster.engine.growing_run import GrowingRun
+from cluster.engine.growth import Ending, begin, follow
 from cluster.engine.outcome import Outcome
 from cluster.engine.state import Run
 from cluster.engine.steps import (
@@ -37,6 +41,7 @@ from cluster.model.view import Failure
 __all__ = ["DEFAULT_STEP_TIMEOUT_S", "advance"]
 
 DEFAULT_STEP_TIMEOUT_S = 300.0
+_PAUSABLE = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.RETRYING, RunStatus.WAITING})
 
 
 def advance(run: Run, event: ev.Event, now: float, step_timeout_s: float = DEFAULT_STEP_TIMEOUT_S) -> Outcome:
@@ -183,12 +188,69 @@ def _wake(run: Run, event: ev.TimerFired, now: float, out: Outcome) -> None:
             release_backoff(run, unit, out)
         else:
             out.commands.append(SetTimer(event.step, event.item, step_run.not_before_at))
-    elif unit in run.running and step_run.deadline_at is not None:
-        if now >= step_run.deadline_at:
+    elif step_run.deadline_at is not None:
+        if unit in run.running and now >= step_run.deadline_at:
             out.accepted = True
             _settle(run, now, out, expire_unit(run, unit, now, event.jitter, out))
-        else:
+        elif step_run.status is StepStatus.WAITING and now >= step_run.deadline_at:
+            out.accepted = True
+            _give_up_waiting(run, event.step, now, out)
+        elif unit in run.running or step_run.status is StepStatus.WAITING:
             out.commands.append(SetTimer(event.step, event.item, step_run.deadline_at))
+
+
+def _give_up_waiting(run: Run, index: int, now: float, out: Outcome) -> None:
+    step_run = run.steps[index]
+    waited_s = (step_run.deadline_at or now) - (step_run.started_at or now)
+    failure = Failure(FailureCode.TIMEOUT, f"nobody answered within {plain_seconds(waited_s)}")
+    _stop_waiting(run, now, out)
+    _settle(run, now, out, finish_unit(run, (index, -1), StepEventKind.FAILED, now, out, failure))
+
+
+def _stop_waiting(run: Run, now: float, out: Outcome) -> None:
+    run.num_waiting -= 1
+    if run.record.status is RunStatus.WAITING:
+        _move(run, RunEventKind.RESUMED, now, out)
+
+
+def _answer(run: Run, event: ev.AnswerGiven, now: float, out: Outcome) -> None:
+    record = run.record
+    waiting = _waiting_step(run, event.step)
+    if record.status.is_terminal or waiting is None:
+        waited = f"step {event.step!r} of it" if event.step else "it"
+        out.refusal = Conflict(
+            f"run {client_id(run.run_id)}: {waited} waits for no answer", status=record.status
+        )
+        return
+    if _is_over_time(run, now):
+        out.accepted = True
+        _expire_run(run, now, out)
+    elif (deadline_at := run.steps[waiting].deadline_at) is not None and now >= deadline_at:
+        out.accepted = True
+        _give_up_waiting(run, waiting, now, out)
+    else:
+        answers = run.plan.steps[waiting].step.answers
+        if event.answer not in answers:
+            out.refusal = InvalidInput(f"the answer must be one of {', '.join(answers)}", field="answer")
+            return
+        out.accepted = True
+        head = orjson.dumps({"answer": event.answer, "by": event.by})
+        run.steps[waiting].output = b'%b,"data":%b}' % (head[:-1], event.data)
+        out.new_results.append((waiting, -1))
+        _stop_waiting(run, now, out)
+        _settle(run, now, out, finish_unit(run, (waiting, -1), StepEventKind.SUCCEEDED, now, out))
+        return
+    out.refusal = Conflict(f"run {client_id(run.run_id)}: the answer came too late", status=record.status)
+
+
+def _waiting_step(run: Run, name: str) -> int | None:
+    """Find the Step that waits for an answer; without a name, the first that does."""
+    if not run.num_waiting:
+        return None
+    if name:
+        index = run.plan.index_by_name.get(name)
+        return index if index is not None and run.steps[index].status is StepStatus.WAITING else None
+    return next(index for index, step_run in enumerate(run.steps) if step_run.status is StepStatus.WAITING)
 
 
 def _is_over_time(run: Run, now: float) -> bool:
@@ -222,7 +284,7 @@ def _cancel(run: Run, event: ev.CancelRequested, now: float, out: Outcome) -> No
 
 
 def _pause(run: Run, _event: ev.PauseRequested, now: float, out: Outcome) -> None:
-    if run.record.status not in {RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.RETRYING}:
+    if run.record.status not in _PAUSABLE:
         out.refusal = Conflict(
             f"run {client_id(run.run_id)} cannot be paused: {run.record.status}", status=run.record.status
         )
@@ -241,7 +303,7 @@ def _resume(run: Run, _event: ev.ResumeRequested, now: float, out: Outcome) -> N
     _move(run, RunEventKind.QUEUED if run.record.started_at is None else RunEventKind.RESUMED, now, out)
     for unit in sorted(run.ready):
         queue(run, unit, out)
-    _show_retrying(run, now, out)
+    _show_waiting(run, now, out)
 
 
 def _reprioritise(run: Run, event: ev.PriorityRequested, now: float, out: Outcome) -> None:
@@ -276,6 +338,10 @@ def _adopt(run: Run, _event: ev.RunAdopted, now: float, out: Outcome) -> None:
             out.commands.append(SetTimer(step, item, held.deadline_at))
     for step, item in sorted(run.backoff):
         out.commands.append(SetTimer(step, item, run.unit(step, item).not_before_at or now))
+    if run.num_waiting:
+        for index, each in enumerate(run.steps):
+            if each.status is StepStatus.WAITING and each.deadline_at is not None:
+                out.commands.append(SetTimer(index, -1, each.deadline_at))
     if record.status is not RunStatus.PAUSED:
         for unit in sorted(run.ready):
             queue(run, unit, out)
@@ -285,6 +351,9 @@ def _adopt(run: Run, _event: ev.RunAdopted, now: float, out: Outcome) -> None:
 
 def _open(run: Run, now: float, out: Outcome) -> None:
     """Make ready whatever may start."""
+    if isinstance(run, GrowingRun) and not run.growths:
+        _follow(run, begin(run, now, out), now, out)
+        return
     settlement = Settlement()
     for index, step_run in enumerate(run.steps):
         if step_run.status is StepStatus.BLOCKED and step_run.remaining == 0:
@@ -315,6 +384,9 @@ def _meet(run: Run, event: ev.PredecessorEnded, now: float, out: Outcome) -> Non
 
 def _settle(run: Run, now: float, out: Outcome, settlement: Settlement) -> None:
     """Follow the ends of Steps to those that waited for them, and to the end of the Run."""
+    if isinstance(run, GrowingRun):
+        _follow(run, follow(run, now, out, settlement), now, out)
+        return
     while settlement.ended:
         index = settlement.ended.pop()
         compiled = run.plan.steps[index]
@@ -331,12 +403,28 @@ def _settle(run: Run, now: float, out: Outcome, settlement: Settlement) -> None:
     if run.record.num_open == 0:
         _complete(run, now, out)
     else:
-        _show_retrying(run, now, out)
+        _show_waiting(run, now, out)
 
 
-def _show_retrying(run: Run, now: float, out: Outcome) -> None:
-    if run.record.status is RunStatus.RUNNING and run.backoff and not run.running and not run.ready:
-        _move(run, RunEventKind.RETRYING, now, out)
+def _follow(run: GrowingRun, ending: Ending | None, now: float, out: Outcome) -> None:
+    if ending is None:
+        _show_waiting(run, now, out)
+    else:
+        _end(run, ending.kind, now, out, ending.failure)
+
+
+def _show_waiting(run: Run, now: float, out: Outcome) -> None:
+    """Say what a Run waits for where none of its Steps can go on by itself."""
+    if run.running or run.ready:
+        return
+    status = run.record.status
+    if run.backoff:
+        if status is RunStatus.RUNNING:
+            _move(run, RunEventKind.RETRYING, now, out)
+    elif run.num_waiting and status in {RunStatus.RUNNING, RunStatus.QUEUED}:
+        if run.record.started_at is None:
+            run.record.started_at = now
+        _move(run, RunEventKind.WAITING, now, out)
 
 
 def _complete(run: Run, now: float, out: Outcome) -> None:
@@ -357,6 +445,7 @@ def _end(run: Run, kind: RunEventKind, now: float, out: Outcome, failure: Failur
     cancel_open_units(run, now, out)
     run.record.error = failure
     run.record.ended_at = now
+    run.record.phase = ""
     if kind is RunEventKind.SUCCEEDED:
         run.record.progress = 1.0
     _move(run, kind, now, out, failure)
@@ -379,6 +468,7 @@ _HANDLERS: dict[type, Callable[[Run, Any, float, Outcome], None]] = {
     ev.PauseRequested: _pause,
     ev.ResumeRequested: _resume,
     ev.PriorityRequested: _reprioritise,
+    ev.AnswerGiven: _answer,
     ev.StepSucceeded: _succeed,
     ev.StepFailed: _fail,
     ev.StepProgressed: _progress,

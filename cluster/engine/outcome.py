@@ -18,10 +18,11 @@ class Outcome:
         new_results: (step, item) of StepRuns whose output must be written.
         events: For the Run's event stream, in order.
         commands: What to do after the commit.
+        growths: Numbers of visits that must be written, see `records.Growth`.
         refusal: Why a client's request was refused, or None.
     """
 
-    __slots__ = ("accepted", "changed_units", "commands", "events", "new_results", "refusal")
+    __slots__ = ("accepted", "changed_units", "commands", "events", "growths", "new_results", "refusal")
 
     def __init__(self) -> None:
         self.accepted = False
@@ -29,4 +30,5 @@ class Outcome:
         self.new_results: list[tuple[int, int]] = []
         self.events: list[RunEvent] = []
         self.commands: list[Command] = []
+        self.growths: list[int] = []
         self.refusal: TuttiError | None = None

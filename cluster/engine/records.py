@@ -1,7 +1,7 @@
 """What the store keeps of a Run: a header that never changes, a small record that does, one record per
 StepRun.
 
-Steps have no record while they are blocked or ready: both follow from the others (see `Run.load`).
+Steps have no record while they are blocked or ready: both follow from the others (see `Run.restore`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cluster.lifecycle.step_status import StepStatus
 from cluster.model.plan import Submission
 from cluster.model.view import Failure
 
-__all__ = ["RunHeader", "RunRecord", "StepRecord", "header_of", "initial_record"]
+__all__ = ["Growth", "RunHeader", "RunRecord", "StepRecord", "header_of", "initial_record"]
 
 
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,6 +48,8 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         progress: 0 to 1.
         waiting_for: Ids of Runs whose end it still waits for.
         num_open: Steps that have not ended.
+        state: Of a Run of a Blueprint: where it is, or was last.
+        phase: What it does or waits for there; "" when it has ended.
     """
 
     status: RunStatus
@@ -63,6 +65,8 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     progress: float = 0.0
     waiting_for: tuple[str, ...] = ()
     num_open: int = 0
+    state: str = ""
+    phase: str = ""
 
 
 class StepRecord(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -81,6 +85,27 @@ class StepRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     error: Failure | None = None
     story: tuple[str, ...] = ()
     num_items: int = -1
+
+
+class Growth(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One visit of a state of a Blueprint: what it made a Run grow by. Visits are numbered 0, 1, 2, …
+
+    Attributes:
+        state: The state visited; that of the last visit where the Run ended without another.
+        notes: What happened to the gathered data before, in order; see `blueprint_data`.
+        works: Positions of the state's work that it is about; -1 for a wait.
+        capabilities: What its Steps ask for, one for each.
+        failure: Why it waits in quarantine, for somebody to say "retry" or "discard": its only Step is for
+            that, and `works` is what would be done again. None where it does not.
+        is_retry: It does again what failed in the visit before.
+    """
+
+    state: str
+    notes: tuple[tuple[Any, ...], ...] = ()
+    works: tuple[int, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    failure: Failure | None = None
+    is_retry: bool = False
 
 
 def header_of(submission: Submission, now: float) -> RunHeader:

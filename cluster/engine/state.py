@@ -114,6 +114,7 @@ class Run:
         steps: StepRuns in Plan order.
         ready, running, backoff: Units in those statuses.
         num_succeeded: Steps that succeeded.
+        num_waiting: Steps that wait for an answer.
         progress_sum: Sum of the Steps' progress, 0 to len(steps).
     """
 
@@ -122,6 +123,7 @@ class Run:
         "header",
         "inputs",
         "num_succeeded",
+        "num_waiting",
         "plan",
         "progress_sum",
         "ready",
@@ -136,24 +138,15 @@ class Run:
         self.ready: set[Unit] = set()
         self.running: set[Unit] = set()
         self.backoff: set[Unit] = set()
-        self.num_succeeded = 0
+        self.num_succeeded = self.num_waiting = 0
         self.progress_sum = 0.0
 
-    @classmethod
-    def load(
-        cls,
-        header: RunHeader,
-        record: RunRecord,
-        plan: CompiledPlan,
-        inputs: bytes,
-        step_records: Mapping[Unit, StepRecord],
-        results: Mapping[Unit, bytes],
-    ) -> Run:
-        """Rebuild a Run from the store. What has no record is blocked; RunAdopted makes it ready where it
-        may start.
+    def restore(self, step_records: Mapping[Unit, StepRecord], results: Mapping[Unit, bytes]) -> None:
+        """Take over what the store kept of the Steps. What has no record is blocked; RunAdopted makes it
+        ready where it may start.
         """
-        run = cls(header, record, plan, inputs)
-        record.num_open = len(run.steps)
+        run, plan = self, self.plan
+        run.record.num_open = len(run.steps)
         mapping: list[int] = []
         for index, compiled in enumerate(plan.steps):
             stored = step_records.get((index, -1))
@@ -175,7 +168,6 @@ class Run:
                 run.steps[index].raw_items = [
                     orjson.dumps(value) for value in orjson.loads(items.render(run.lookup))
                 ]
-        return run
 
     def _restore_items(
         self,
@@ -204,6 +196,8 @@ class Run:
             self.backoff.add(unit)
         elif status is StepStatus.READY:
             self.ready.add(unit)
+        elif status is StepStatus.WAITING:
+            self.num_waiting += 1
 
     def _count(self, index: int, step_run: StepRun) -> None:
         status = step_run.status

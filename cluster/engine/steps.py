@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from cluster.engine.outcome import Outcome
 from cluster.engine.state import Run, StepRun, Unit, join_outputs
 from cluster.errors import FailureCode, StepError
@@ -30,6 +32,7 @@ __all__ = [
 MAX_MAP_ITEMS = 10_000
 _MAX_STORY = 8
 _MAX_RETRY_AFTER_S = 3600.0
+_SHOWN = frozenset({StepStatus.MAPPING, StepStatus.WAITING})
 _NO_UNIT: Unit = (-1, -1)
 
 
@@ -96,12 +99,28 @@ def unblock(run: Run, index: int, now: float, out: Outcome, settlement: Settleme
         failure = Failure(error.code, error.message, error.retryable)
         settlement.ended += finish_unit(run, (index, -1), StepEventKind.FAILED, now, out, failure).ended
         return
+    if compiled.step.answers:
+        _await_answer(run, index, now, out)
+        return
     if compiled.items is None:
         step_run.status = next_step_status(step_run.status, StepEventKind.READY)
         run.ready.add((index, -1))
         queue(run, (index, -1), out)
         return
     _spread(run, index, now, out, settlement)
+
+
+def _await_answer(run: Run, index: int, now: float, out: Outcome) -> None:
+    step_run = run.steps[index]
+    step_run.status = next_step_status(step_run.status, StepEventKind.WAITING)
+    step_run.started_at = now
+    run.num_waiting += 1
+    timeout_s = run.plan.steps[index].step.timeout_s
+    if timeout_s is not None:
+        step_run.deadline_at = min(now + timeout_s, run.record.deadline_at or inf)
+        out.commands.append(SetTimer(index, -1, step_run.deadline_at))
+    out.changed_units.append((index, -1))
+    emit(run, out, StepEventKind.WAITING, now, (index, -1), step_run)
 
 
 def _items_of(raw: bytes, name: str) -> list[bytes]:
@@ -180,7 +199,8 @@ def _stop_items(run: Run, index: int, now: float, out: Outcome) -> None:
 def _cancel_unit(run: Run, unit: Unit, step_run: StepRun, now: float, out: Outcome) -> None:
     if unit in run.running:
         out.commands.append(StopStep(*unit, step_run.attempt, step_run.agent_id))
-    shown = step_run.attempt > 0 or step_run.status is StepStatus.MAPPING
+    shown = step_run.attempt > 0 or step_run.status in _SHOWN
+    run.num_waiting -= step_run.status is StepStatus.WAITING
     step_run.status = next_step_status(step_run.status, StepEventKind.CANCELLED)
     step_run.ended_at = now
     run.running.discard(unit)

@@ -21,6 +21,8 @@ class RunStatus(StrEnum):
     """At least one Step was started; its Steps move it on."""
     RETRYING = "retrying"
     """All that could go on waits for a backoff to pass; the timer moves it on."""
+    WAITING = "waiting"
+    """All that could go on waits for an answer from outside; the answer or its deadline moves it on."""
     PAUSED = "paused"
     """Steps in flight finish, none starts; a client resumes or cancels it."""
     SUCCEEDED = "succeeded"
@@ -42,13 +44,15 @@ _TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLE
 class RunEventKind(StrEnum):
     """What can happen to a Run. The values are the names clients see in event streams (`run.started`).
 
-    SUBMITTED and REPRIORITISED move nothing.
+    SUBMITTED, REPRIORITISED and ENTERED (a state of its Blueprint) move nothing.
     """
 
     SUBMITTED = "run.submitted"
     QUEUED = "run.queued"
     STARTED = "run.started"
     RETRYING = "run.retrying"
+    WAITING = "run.waiting"
+    ENTERED = "run.entered"
     RESUMED = "run.resumed"
     PAUSED = "run.paused"
     SUCCEEDED = "run.succeeded"
@@ -64,6 +68,9 @@ def _table() -> Mapping[tuple[RunStatus, RunEventKind], RunStatus]:
         (s.QUEUED, e.STARTED): s.RUNNING,
         (s.RUNNING, e.RETRYING): s.RETRYING,
         (s.RETRYING, e.STARTED): s.RUNNING,
+        (s.QUEUED, e.WAITING): s.WAITING,
+        (s.RUNNING, e.WAITING): s.WAITING,
+        (s.WAITING, e.RESUMED): s.RUNNING,
         (s.PAUSED, e.RESUMED): s.RUNNING,
         (s.PAUSED, e.QUEUED): s.QUEUED,
         (s.RUNNING, e.SUCCEEDED): s.SUCCEEDED,
@@ -71,9 +78,9 @@ def _table() -> Mapping[tuple[RunStatus, RunEventKind], RunStatus]:
         (s.QUEUED, e.SUCCEEDED): s.SUCCEEDED,
         (s.PAUSED, e.SUCCEEDED): s.SUCCEEDED,
     }
-    for status in (s.QUEUED, s.RUNNING, s.RETRYING):
+    for status in (s.QUEUED, s.RUNNING, s.RETRYING, s.WAITING):
         table[(status, e.PAUSED)] = s.PAUSED
-    for status in (s.PENDING, s.QUEUED, s.RUNNING, s.RETRYING, s.PAUSED):
+    for status in (s.PENDING, s.QUEUED, s.RUNNING, s.RETRYING, s.WAITING, s.PAUSED):
         table[(status, e.FAILED)] = s.FAILED
         table[(status, e.CANCELLED)] = s.CANCELLED
     return table

@@ -21,6 +21,8 @@ class StepStatus(StrEnum):
     """Waits for a slot; the dispatcher moves it on."""
     RUNNING = "running"
     """An attempt is out; its result, its deadline or its loss moves it on."""
+    WAITING = "waiting"
+    """Waits for an answer from outside; the answer or its deadline moves it on."""
     MAPPING = "mapping"
     """Its items run; the last one's end moves it on."""
     BACKOFF = "backoff"
@@ -50,6 +52,7 @@ class StepEventKind(StrEnum):
 
     READY = "step.ready"
     STARTED = "step.started"
+    WAITING = "step.waiting"
     MAPPED = "step.mapped"
     PROGRESSED = "step.progress"
     RETRYING = "step.retrying"
@@ -67,6 +70,7 @@ def _table() -> Mapping[tuple[StepStatus, StepEventKind], StepStatus]:
         (s.BLOCKED, e.SKIPPED): s.SKIPPED,
         (s.BLOCKED, e.FAILED): s.FAILED,
         (s.BLOCKED, e.MAPPED): s.MAPPING,
+        (s.BLOCKED, e.WAITING): s.WAITING,
         (s.BLOCKED, e.SUCCEEDED): s.SUCCEEDED,
         (s.READY, e.STARTED): s.RUNNING,
         (s.READY, e.FAILED): s.FAILED,
@@ -76,10 +80,12 @@ def _table() -> Mapping[tuple[StepStatus, StepEventKind], StepStatus]:
         (s.RUNNING, e.RETRYING): s.BACKOFF,
         (s.RUNNING, e.LOST): s.READY,
         (s.BACKOFF, e.READY): s.READY,
+        (s.WAITING, e.SUCCEEDED): s.SUCCEEDED,
+        (s.WAITING, e.FAILED): s.FAILED,
         (s.MAPPING, e.SUCCEEDED): s.SUCCEEDED,
         (s.MAPPING, e.FAILED): s.FAILED,
     }
-    for status in (s.BLOCKED, s.READY, s.RUNNING, s.MAPPING, s.BACKOFF):
+    for status in (s.BLOCKED, s.READY, s.RUNNING, s.WAITING, s.MAPPING, s.BACKOFF):
         table[(status, e.CANCELLED)] = s.CANCELLED
     return table
 

@@ -6,6 +6,7 @@ Equal Plans compile once: Runs of one Plan share its compiled form, found by the
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import orjson
 
 from cluster.errors import InvalidPlan
 from cluster.model.blob_reference import RESERVED_KEY, has_reserved_key
+from cluster.model.compiled_blueprint import CompiledBlueprint, compile_blueprint
 from cluster.model.plan import Json, Plan, Step
 from cluster.model.references import (
     Condition,
@@ -25,6 +27,7 @@ from cluster.model.references import (
 from cluster.model.strict_json import check_strictly
 
 __all__ = [
+    "MAX_ANSWERS",
     "MAX_KEYS",
     "MAX_STEPS",
     "CompiledPlan",
@@ -37,9 +40,11 @@ __all__ = [
 
 MAX_STEPS = 10_000
 MAX_KEYS = 8
+MAX_ANSWERS = 16
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _CAPABILITY = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}\Z")
+_OF_BLUEPRINTS = frozenset({"data", "result"})
 _RESERVED = f'"{RESERVED_KEY}"'.encode()
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Plan)
@@ -96,12 +101,21 @@ class CompiledPlan:
         index_by_name: Step name to index.
         roots: Indexes of Steps that need nothing.
         output: Template of the Run's output.
+        blueprint: The compiled Blueprint, None where there is none.
     """
 
-    __slots__ = ("index_by_name", "output", "plan", "raw", "roots", "steps")
+    __slots__ = ("blueprint", "index_by_name", "output", "plan", "raw", "roots", "steps")
 
-    def __init__(self, plan: Plan, raw: bytes, steps: tuple[CompiledStep, ...], output: Template) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        raw: bytes,
+        steps: Sequence[CompiledStep],
+        output: Template,
+        blueprint: CompiledBlueprint | None = None,
+    ) -> None:
         self.plan, self.raw, self.steps, self.output = plan, raw, steps, output
+        self.blueprint = blueprint
         self.index_by_name = {s.step.name: s.index for s in steps}
         self.roots = tuple(s.index for s in steps if not s.needs)
 
@@ -153,6 +167,10 @@ def _compile(plan: Plan, raw: bytes) -> CompiledPlan:
     _refuse_reserved(raw)
     if not 1 <= len(plan.name) <= 200:
         raise InvalidPlan("plan.name must have 1 to 200 characters", field="name")
+    if plan.blueprint is not None:
+        if plan.steps or plan.output is not None:
+            raise InvalidPlan("plan: a blueprint makes steps and output by itself", field="blueprint")
+        return CompiledPlan(plan, raw, (), Template(()), compile_blueprint(plan.blueprint))
     if not 1 <= len(plan.steps) <= MAX_STEPS:
         raise InvalidPlan(f"plan.steps must have 1 to {MAX_STEPS} entries", field="steps")
     steps = tuple(_compile_step(index, step) for index, step in enumerate(plan.steps))
@@ -197,10 +215,23 @@ def _compile_step(index: int, step: Step) -> CompiledStep:
     compiled = CompiledStep(index, step, compile_template(step.inputs, f"{where}.inputs"), items, when)
     if items is None and any(r.root in {"item", "index"} for r in compiled.inputs.references):
         raise InvalidPlan(f"{where}: item and index exist only in a step with map", field=where)
+    _check_answers(step, where)
     outside = [*(items.references if items else ()), *(when.references if when else ())]
     if any(r.root in {"item", "index"} for r in outside):
         raise InvalidPlan(f"{where}: item and index exist only in inputs", field=where)
+    if any(r.root in _OF_BLUEPRINTS for r in (*compiled.inputs.references, *outside)):
+        raise InvalidPlan(f"{where}: data and result exist only in a blueprint", field=where)
     return compiled
+
+
+def _check_answers(step: Step, where: str) -> None:
+    if len(step.answers) > MAX_ANSWERS or len(set(step.answers)) < len(step.answers):
+        raise InvalidPlan(f"{where}: answers are at most {MAX_ANSWERS} different words", field=where)
+    for answer in step.answers:
+        if not _NAME.match(answer):
+            raise InvalidPlan(f"{where}: answer {answer!r} must match {_NAME.pattern}", field=where)
+    if step.answers and step.map is not None:
+        raise InvalidPlan(f"{where}: a step with map does not wait for answers", field=where)
 
 
 def _refuse_reserved(raw: bytes) -> None:
@@ -272,7 +303,7 @@ def _output(plan: Plan, steps: tuple[CompiledStep, ...], index_by_name: dict[str
     if plan.output is not None:
         output = compile_template(plan.output, "output")
         for reference in output.references:
-            if reference.root in {"item", "index"} or (
+            if reference.root in {"item", "index", *_OF_BLUEPRINTS} or (
                 reference.root == "steps" and reference.step not in index_by_name
             ):
                 raise InvalidPlan(f"output: reference {reference.text} leads nowhere", field="output")

@@ -12,6 +12,7 @@ from cluster.lifecycle.run_status import RunStatus
 from cluster.model.view import Failure
 
 __all__ = [
+    "AnswerGiven",
     "AttemptLost",
     "CancelRequested",
     "Event",
@@ -58,6 +59,22 @@ class PriorityRequested(NamedTuple):
     """A client asked for another priority, 0 to 100."""
 
     priority: int
+
+
+class AnswerGiven(NamedTuple):
+    """Somebody answered a Step that waits.
+
+    Attributes:
+        step: Its name; "" for the only one that waits.
+        answer: One of the Step's `answers`.
+        data: Raw JSON that came with it.
+        by: Who it was.
+    """
+
+    step: str
+    answer: str
+    data: bytes
+    by: str
 
 
 class StepAssigned(NamedTuple):
@@ -136,6 +153,7 @@ Event = (
     | PauseRequested
     | ResumeRequested
     | PriorityRequested
+    | AnswerGiven
     | StepAssigned
     | StepSucceeded
     | StepFailed

@@ -11,7 +11,23 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Json", "Plan", "ResourceRequest", "RetryPolicy", "Step", "Submission", "SuccessRule"]
+from cluster.model.blueprint import Blueprint
+
+__all__ = [
+    "OUTSIDE_PREFIX",
+    "Json",
+    "Plan",
+    "ResourceRequest",
+    "RetryPolicy",
+    "Step",
+    "Submission",
+    "SuccessRule",
+]
+
+OUTSIDE_PREFIX = "worker:"
+"""Capabilities that begin so are served by workers outside the cluster, never by a pool: Steps that ask for
+one wait until a worker takes them.
+"""
 
 Json = Any
 """Any JSON value. References are objects of the form {"$ref": "steps.fetch.output.rows"} (see
@@ -70,6 +86,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         model: The model it works with, "" for none: replicas that have it loaded are preferred.
         keys: Concurrency and rate keys of the user's own, `[A-Za-z0-9_.:-]{1,128}`, at most 8: what is
             declared for them limits all Steps that name them, whatever their Run.
+        answers: Words that end it from outside. A Step with some asks for no slot: it waits for one of them,
+            or for `timeout_s`, which it may leave out to wait for ever. Its inputs are for who answers; its
+            output is `{"answer": …, "data": …, "by": …}`.
     """
 
     name: str
@@ -84,23 +103,26 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     resources: ResourceRequest = ResourceRequest()
     model: str = ""
     keys: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """An immutable DAG of Steps.
+    """An immutable DAG of Steps, or a Blueprint that makes Steps as it goes.
 
     Attributes:
         name: For people; 1 to 200 characters.
-        steps: At least one, at most 10,000.
+        steps: At least one, at most 10,000; none where there is a Blueprint.
         output: JSON with references, the Run's output. None: the output of the only last Step, or an object
             by name where several are last.
         success: When the Run counts as succeeded.
+        blueprint: A state machine, expanded; its Run's output is the data it has gathered.
     """
 
     name: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = ()
     output: Json = None
     success: SuccessRule = SuccessRule.ALL
+    blueprint: Blueprint | None = None
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

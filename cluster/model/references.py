@@ -6,6 +6,7 @@ A reference is the JSON object {"$ref": PATH}, where PATH is one of
     steps.NAME.output[.a.b.0]       an earlier Step's output (null when it was skipped or failed)
     item[.a.b]   index              inside a mapped Step: the item and its position
     run.id                          the Run's id
+    data[.a.b]   result[.a.b]       inside a Blueprint: what it has gathered, and what came last
 
 A template is JSON with references anywhere inside. Rendering joins raw JSON: an output that is handed on
 whole is never decoded. This module refuses to be a language: no arithmetic, no calls, no text interpolation.
@@ -62,7 +63,7 @@ class Reference(NamedTuple):
     """A parsed PATH.
 
     Attributes:
-        root: "inputs", "steps", "item", "index" or "run".
+        root: "inputs", "steps", "item", "index", "run", "data" or "result".
         step: The Step's name where root is "steps", else "".
         path: Keys and list positions below the root.
     """
@@ -152,7 +153,8 @@ def parse_reference(text: Any, where: str) -> Reference:
         if len(path) < 2 or path[1] != "output" or not path[0]:
             raise InvalidPlan(f"{where}: {text!r} must read steps.NAME.output[.path]", field=where)
         return Reference("steps", path[0], tuple(path[2:]))
-    if root in {"inputs", "item"} or (root == "index" and not path) or (root == "run" and path == ["id"]):
+    is_whole = (root == "index" and not path) or (root == "run" and path == ["id"])
+    if root in {"inputs", "item", "data", "result"} or is_whole:
         return Reference(root, "", tuple(path))
     raise InvalidPlan(
         f"{where}: {text!r} must begin with inputs, steps, item, index or be run.id", field=where

@@ -29,6 +29,8 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         progress: 0 to 1.
         output: Decoded JSON (may hold blob references), None unless succeeded.
         story: How attempts were lost, oldest first.
+        answers: What it waits for; empty where it does not wait for an answer.
+        question: What is shown to who answers, decoded JSON.
     """
 
     name: str
@@ -44,10 +46,17 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None
     output: Any
     story: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    question: Any = None
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A Run in a list. Instants are Unix seconds (UTC)."""
+    """A Run in a list. Instants are Unix seconds (UTC).
+
+    Attributes:
+        state: Where a Run of a Blueprint is, or was last; "" in all others.
+        phase: A value of Phase while such a Run goes on, else "".
+    """
 
     run_id: str
     tenant: str
@@ -61,6 +70,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     progress: float
     error: Failure | None
     metadata: dict[str, Any]
+    state: str = ""
+    phase: str = ""
 
 
 class RunView(RunSummary, frozen=True, kw_only=True):
@@ -72,6 +83,8 @@ class RunView(RunSummary, frozen=True, kw_only=True):
         retry_count: Failed attempts that were tried again, over all Steps.
         cancel_reason: What the client said, or "".
         plan: The Plan as JSON-able builtins.
+        inputs: Of a Run of a Blueprint: what it was given; None in others.
+        data: What such a Run has gathered.
     """
 
     steps: tuple[StepView, ...]
@@ -79,6 +92,8 @@ class RunView(RunSummary, frozen=True, kw_only=True):
     retry_count: int
     cancel_reason: str
     plan: Any
+    inputs: Any = None
+    data: Any = None
 
 
 class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol, TypeVar
 
 from cluster.model.compiled import Wish
+from cluster.model.plan import OUTSIDE_PREFIX
 from cluster.scheduling.pools import PoolSpec
 
 __all__ = ["Choice", "Offer", "choose_pool"]
@@ -35,7 +36,7 @@ class Choice(NamedTuple):
     """The decision.
 
     Attributes:
-        pool: Name of the pool; "" where none will do.
+        pool: Name of the pool; "" where none will do, or none should.
         refusal: Why none will do; "" where one does.
     """
 
@@ -53,6 +54,8 @@ def choose_pool(wish: Wish, offers: Iterable[_O]) -> Choice:
     goes before one that holds none or several by turns.
     """
     serving = [offer for offer in offers if wish.capability in offer.capabilities]
+    if not serving and wish.capability.startswith(OUTSIDE_PREFIX):
+        return Choice("")  # no pool's business: it waits until a worker outside takes it
     if not serving:
         return Choice("", f"no pool serves the capability {wish.capability!r}")
     large = [offer for offer in serving if not _missing(wish, offer.spec)]

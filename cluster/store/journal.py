@@ -14,7 +14,7 @@ import orjson
 import structlog
 from redis.asyncio import Redis
 
-from cluster.engine import Run
+from cluster.engine import GrowingRun, Run
 from cluster.errors import StaleOwner, TuttiError
 from cluster.model.run_id import client_id
 from cluster.store import keys, scripts
@@ -23,6 +23,7 @@ from cluster.store.run_codec import (
     Creation,
     decode_run,
     encode_events,
+    encode_growth,
     encode_record,
     encode_step,
     field_of,
@@ -58,13 +59,14 @@ class InboxEntry(NamedTuple):
 class RunChange:
     """What a batch writes of one Run; `creation` is what else is written where the Run is new."""
 
-    __slots__ = ("creation", "events", "results", "run", "units")
+    __slots__ = ("creation", "events", "growths", "results", "run", "units")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.creation: Creation | None = None
         self.units: dict[tuple[int, int], None] = {}
         self.results: dict[tuple[int, int], None] = {}
+        self.growths: list[int] = []
         self.events: list[Any] = []
 
 
@@ -279,12 +281,17 @@ class Journal:
         record = run.record
         creation = change.creation
         num_fields = 1 + len(change.units) + len(change.results) + (0 if creation is None else 4)
+        place = len(arguments) + 1
         arguments += (run.header.run_id, num_fields, "record", encode_record(record))
         if creation is not None:
             arguments += ("digest", creation.digest, "header", creation.header)
             arguments += ("plan", run.plan.raw, "inputs", run.inputs)
         for step, item in change.units:
             arguments += (field_of("s", step, item), encode_step(run.unit(step, item).to_record()))
+        if change.growths and isinstance(run, GrowingRun):
+            arguments[place] += len(change.growths)
+            for number in change.growths:
+                arguments += (f"g:{number}", encode_growth(run.growths[number]))
         for step, item in change.results:
             arguments += (field_of("r", step, item), run.unit(step, item).output or b"null")
         events = change.events

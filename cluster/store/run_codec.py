@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 
-from cluster.engine import Run, RunHeader, RunRecord, StepRecord
+from cluster.engine import GrowingRun, Growth, Run, RunHeader, RunRecord, StepRecord, load_run, new_run
 from cluster.engine.records import header_of, initial_record
 from cluster.errors import StepError
 from cluster.lifecycle.run_status import RunEventKind, RunStatus
@@ -27,6 +27,7 @@ __all__ = [
     "decode_record",
     "decode_run",
     "encode_events",
+    "encode_growth",
     "encode_record",
     "encode_step",
     "encode_submission",
@@ -41,6 +42,7 @@ _encoder = msgspec.json.Encoder()
 _headers = msgspec.json.Decoder(RunHeader)
 _records = msgspec.json.Decoder(RunRecord)
 _steps = msgspec.json.Decoder(StepRecord)
+_growths = msgspec.json.Decoder(Growth)
 _events = msgspec.json.Decoder(list[RunEvent])
 failure_decoder = msgspec.json.Decoder(Failure)
 
@@ -48,6 +50,7 @@ encode_events = _encoder.encode
 decode_events = _events.decode
 encode_record = _encoder.encode
 encode_step = _encoder.encode
+encode_growth = _encoder.encode
 decode_header = _headers.decode
 decode_record = _records.decode
 
@@ -112,7 +115,7 @@ def created_run(submission: Submission, compiled: CompiledPlan, now: float) -> t
     header, record = header_of(submission, now), initial_record(submission, now)
     event = RunEvent(seq=1, type=RunEventKind.SUBMITTED, at=now, status=record.status)
     digest = submission.digest or _digest_of(submission, compiled.raw, inputs)
-    return Run(header, record, compiled, inputs), Creation(digest, _encoder.encode(header), event)
+    return new_run(header, record, compiled, inputs), Creation(digest, _encoder.encode(header), event)
 
 
 def _digest_of(submission: Submission, plan: bytes, inputs: bytes) -> str:
@@ -143,14 +146,18 @@ def decode_run(fields: Mapping[bytes, bytes]) -> Run:
     """Rebuild a Run from its hash."""
     records: dict[tuple[int, int], StepRecord] = {}
     results: dict[tuple[int, int], bytes] = {}
+    growths: dict[int, Growth] = {}
     for name, value in fields.items():
         if name.startswith(b"s:"):
             records[unit_of_field(name.decode())] = _steps.decode(value)
         elif name.startswith(b"r:"):
             results[unit_of_field(name.decode())] = value
+        elif name.startswith(b"g:"):
+            growths[int(name[2:])] = _growths.decode(value)
     header = _headers.decode(fields[b"header"])
     record = _records.decode(fields[b"record"])
-    return Run.load(header, record, decode_plan(fields[b"plan"]), fields[b"inputs"], records, results)
+    plan, inputs = decode_plan(fields[b"plan"]), fields[b"inputs"]
+    return load_run(header, record, plan, inputs, records, results, [growths[n] for n in sorted(growths)])
 
 
 def summary_of(header: RunHeader, record: RunRecord) -> RunSummary:
@@ -168,6 +175,8 @@ def summary_of(header: RunHeader, record: RunRecord) -> RunSummary:
         progress=record.progress,
         error=record.error,
         metadata=header.metadata,
+        state=record.state,
+        phase=record.phase,
     )
 
 
@@ -187,6 +196,8 @@ def view_of(run: Run) -> RunView:
         retry_count=run.record.retry_count,
         cancel_reason=run.record.cancel_reason,
         plan=orjson.loads(run.plan.raw),
+        inputs=orjson.loads(run.inputs) if isinstance(run, GrowingRun) else None,
+        data=run.scopes[""].data if isinstance(run, GrowingRun) else None,
     )
 
 
@@ -211,9 +222,18 @@ def _step_views(run: Run) -> list[StepView]:
                     error=each.error,
                     output=None if each.output is None else orjson.loads(each.output),
                     story=each.story,
+                    answers=step.answers if each.status is StepStatus.WAITING else (),
+                    question=_question_of(run, index) if each.status is StepStatus.WAITING else None,
                 )
             )
     return views
+
+
+def _question_of(run: Run, index: int) -> Any:
+    try:
+        return orjson.loads(run.render_inputs(index, -1))
+    except StepError:
+        return None  # who answers can do so without
 
 
 def _shown_status(run: Run, status: StepStatus, remaining: int) -> StepStatus:

@@ -221,21 +221,22 @@ class RunStore(RunReader):
         kind: str,
         *,
         command_id: str | None = None,
-        reason: str = "",
-        priority: int | None = None,
+        **arguments: Any,
     ) -> None:
         """Send a command to the Run's owner and wait for its verdict.
 
         Args:
-            kind: cancel, pause, resume or priority.
+            kind: cancel (`reason`), pause, resume, priority (`priority`) or answer (`step`, `answer`, `data`,
+                `by`).
             command_id: The same id again gets the same verdict.
+            arguments: What the kind takes, JSON-able.
 
         Raises:
             NotFound: No such Run of this tenant.
             Conflict, InvalidInput: The owner refused.
             Unavailable: No verdict in time; the command stays in the inbox and may still be carried out.
         """
-        body = orjson.dumps({"kind": kind, "reason": reason, "priority": priority})
+        body = orjson.dumps({"kind": kind, **arguments})
         await self._ask_owner(run_id, tenant, command_id or uuid4().hex, body)
 
     async def why(self, run_id: str, tenant: str | None) -> list[StepWait]:

@@ -35,6 +35,7 @@ __all__ = [
     "DIALECT",
     "RUN_WORDS",
     "STEP_WORDS",
+    "AnswerBody",
     "PriorityBody",
     "ReasonBody",
     "RunAccepted",
@@ -116,6 +117,8 @@ class StepLine(msgspec.Struct):
     error: Failure | None
     output: Any
     story: list[str]
+    answers: list[str]
+    question: Any
 
 
 class RunDetail(RunLine):
@@ -169,6 +172,13 @@ class ReasonBody(msgspec.Struct):
     reason: str | None = None
 
 
+class AnswerBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The answer to a Step that waits: one of its `answers`, with any `data` beside it."""
+
+    answer: str
+    data: Any = None
+
+
 class PriorityBody(msgspec.Struct):
     """0 to 100, higher first."""
 
@@ -179,6 +189,10 @@ def _request_of(body: dict[str, Any]) -> RunRequest:
     given = convert(body, RunBody)
     if given.run_id == "":
         raise InvalidInput("run_id: must not be empty", field="run_id")
+    if given.plan.blueprint is not None:
+        raise InvalidInput(
+            "plan.blueprint: Runs of a Blueprint are not made of Plans", field="plan.blueprint"
+        )
     return RunRequest(
         plan=compile_plan(given.plan),
         dialect=_NAME,
@@ -228,6 +242,8 @@ def _detail_of(view: RunView) -> RunDetail:
             error=step.error,
             output=step.output,
             story=list(step.story),
+            answers=list(step.answers),
+            question=step.question,
         )
         for step in view.steps
     ]
@@ -363,6 +379,19 @@ def _add_routes(router: APIRouter, service: RunService) -> None:
         await service.resume(principal, run_id, command_id(request))
         return await answer(principal, run_id)
 
+    @router.post(
+        "/api/v1/runs/{run_id}/steps/{step}/answer",
+        summary="Answer a Step that waits for an answer",
+        openapi_extra=body_schema("AnswerBody"),
+        **described("RunLine"),
+    )
+    async def answer_step(run_id: str, step: str, request: Request, principal: _User) -> Response:
+        body = convert(await read_object(request), AnswerBody)
+        await service.answer(
+            principal, run_id, body.answer, step=step, data=body.data, command_id=command_id(request)
+        )
+        return await answer(principal, run_id)
+
     @router.put(
         "/api/v1/runs/{run_id}/priority",
         summary="Change a Run's priority",
@@ -391,6 +420,7 @@ DIALECT = Dialect(
         RunUpdate,
         RunWaits,
         ReasonBody,
+        AnswerBody,
         PriorityBody,
     ),
 )

@@ -196,3 +196,30 @@ async def test_wrong_run_is_refused_and_nothing_is_stored(client, service, body)
     assert response.status_code == 422
     assert response.json()["error"]["code"] == "VALIDATION_ERROR"
     assert (await service.store.totals()).submitted == 0
+
+
+async def test_step_that_waits_is_answered_over_http_once(client, owner):
+    gate = {"name": "gate", "capability": "approval", "answers": ["yes", "no"], "inputs": {"ok": "go on?"}}
+    body = {"plan": {"name": "gated", "steps": [gate]}, "run_id": "r-gate"}
+    await client.post("/api/v1/runs", json=body)
+    await owner.take("r-gate")
+    async with asyncio.timeout(5):
+        while (run := (await client.get("/api/v1/runs/r-gate")).json())["status"] != "waiting":
+            await owner.take("r-gate")
+    assert (run["steps"][0]["answers"], run["steps"][0]["question"]) == (["yes", "no"], {"ok": "go on?"})
+    path = "/api/v1/runs/r-gate/steps/gate/answer"
+    assert (await client.post(path, json={"answer": "perhaps"})).status_code == 422
+    assert (await client.post(path, json={"answer": "no", "data": {"why": 1}})).status_code == 200
+    again = await client.post(path, json={"answer": "yes"})
+    assert again.status_code == 409
+    run = (await client.get("/api/v1/runs/r-gate")).json()
+    assert (run["status"], run["output"]) == (
+        "succeeded",
+        {"answer": "no", "by": "anonymous", "data": {"why": 1}},
+    )
+
+
+async def test_blueprint_in_a_plan_is_refused(client):
+    states = [{"name": "end", "kind": "end"}]
+    plan = {"name": "x", "blueprint": {"name": "x", "start": "end", "states": states}}
+    assert (await client.post("/api/v1/runs", json={"plan": plan})).status_code == 422

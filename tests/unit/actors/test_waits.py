@@ -5,10 +5,13 @@ from __future__ import annotations
 from actors.pool_line import Ready
 from actors.waits import wait_of_parked, waits_of
 from cluster.model import events as ev
+from cluster.model.plan import Step
 from cluster.scheduling.reasons import (
+    ApprovalMissing,
     BackingOff,
     BehindOthers,
     DependencyUnfinished,
+    NoWorker,
     OwnerFull,
     Paused,
     QuotaReached,
@@ -43,6 +46,13 @@ def test_failed_attempt_waits_until_the_instant_of_its_repetition() -> None:
     (wait,) = waits_of(stage.run, {}, T0)
     assert wait.reason == BackingOff(num_failures=1, until_at=again_at)
     assert wait.until_at == again_at
+
+
+def test_step_for_a_worker_outside_waits_for_one_and_a_gate_for_its_approval() -> None:
+    stage = Stage(Step(name="send", capability="worker:echo"), step("gate", answers=("yes",)))
+    first, second = waits_of(stage.run, {}, T0)
+    assert first.reason == NoWorker(capability="worker:echo", num_busy=0, unmet="worker:echo")
+    assert second.reason == ApprovalMissing(gate="gate")
 
 
 def test_paused_run_waits_for_its_resumption_whatever_its_queue_said() -> None:

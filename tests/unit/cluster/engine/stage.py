@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.engine import Outcome, Run, StepRecord, advance, initial_record
+from cluster.engine import GrowingRun, Outcome, Run, StepRecord, advance, initial_record, new_run
 from cluster.engine.records import header_of
 from cluster.lifecycle.run_status import RunStatus
 from cluster.lifecycle.step_status import StepStatus
@@ -18,6 +18,7 @@ from cluster.model.view import Failure, RunEvent, RunView
 from cluster.store.run_codec import (
     decode_record,
     decode_run,
+    encode_growth,
     encode_record,
     encode_step,
     field_of,
@@ -54,7 +55,9 @@ class Stage:
     """
 
     def __init__(self, *steps: Step, inputs: Any = None, adopt: bool = True, **fields: Any) -> None:
-        plan_fields = {name: fields.pop(name) for name in ("output", "success") if name in fields}
+        plan_fields = {
+            name: fields.pop(name) for name in ("output", "success", "blueprint") if name in fields
+        }
         submission = Submission(
             run_id="run-1",
             plan=Plan(name="plan", steps=steps, **plan_fields),
@@ -71,7 +74,7 @@ class Stage:
             b"inputs": msgspec.json.encode(submission.inputs),
         }
         self.events: list[RunEvent] = []
-        self.run = Run(header_of(submission, T0), record, decode_plan(raw), self.fields[b"inputs"])
+        self.run: Run = new_run(header_of(submission, T0), record, decode_plan(raw), self.fields[b"inputs"])
         if adopt:
             self.send(ev.RunAdopted())
 
@@ -85,6 +88,9 @@ class Stage:
                 self.fields[field_of("s", *unit).encode()] = encode_step(record)
             for unit in outcome.new_results:
                 self.fields[field_of("r", *unit).encode()] = self.run.unit(*unit).output or b"null"
+            if isinstance(self.run, GrowingRun):
+                for number in outcome.growths:
+                    self.fields[b"g:%d" % number] = encode_growth(self.run.growths[number])
             self.events += outcome.events
         return outcome
 
@@ -116,6 +122,9 @@ class Stage:
     def lose(self, index: int, item: int = -1, *, crashed: bool = False) -> Outcome:
         attempt = self.run.unit(index, item).attempt
         return self.send(ev.AttemptLost(index, item, attempt, "replica died", crashed))
+
+    def answer(self, answer: str, name: str = "", data: bytes = b"null", by: str = "ann") -> Outcome:
+        return self.send(ev.AnswerGiven(name, answer, data, by))
 
     def do(self, index: int, item: int = -1, output: bytes = b"1") -> Outcome:
         """Assign and succeed; gives the outcome of the success."""

@@ -39,6 +39,8 @@ _MOVES = (
     "takeover",
     "predecessor",
     "cancel",
+    "reply_from_outside",
+    "reply_from_outside",
 )
 
 
@@ -56,12 +58,14 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
             "timeout_s": draw(st.sampled_from([None, 5.0])),
         }
         fields["optional"] = draw(st.integers(0, 3)) == 0
-        shape = draw(st.sampled_from(["plain", "plain", "plain", "map", "map_ref", "when"]))
+        shape = draw(st.sampled_from(["plain", "plain", "plain", "map", "map_ref", "when", "gate"]))
         if shape == "map":
             fields["map"] = list(range(draw(st.integers(0, 4))))
             fields["inputs"] = {"item": {"$ref": "item"}, "index": {"$ref": "index"}}
         elif shape == "map_ref" and earlier:
             fields["map"] = output_of(draw(st.sampled_from(earlier)))
+        elif shape == "gate":
+            fields["answers"] = ("yes", "no")
         elif shape == "when" and earlier:
             ref = f"steps.{draw(st.sampled_from(earlier))}.output"
             fields["when"] = {"ref": ref, "op": draw(st.sampled_from(["exists", "truthy"]))}
@@ -165,6 +169,7 @@ class World:
         assert run.ready == by_status[StepStatus.READY]
         assert run.running == by_status[StepStatus.RUNNING]
         assert run.backoff == by_status[StepStatus.BACKOFF]
+        assert run.num_waiting == len(by_status[StepStatus.WAITING])
 
     def _check_liveness(self) -> None:
         """Nothing waits for what will not come: this is what keeps a Run from hanging."""
@@ -180,7 +185,12 @@ class World:
             assert unit in self.timers
         assert run.backoff <= self.timers.keys()
         assert status is RunStatus.PAUSED or run.ready <= self.waiting
-        assert run.ready or run.running or run.backoff, "nothing can go on"
+        assert run.ready or run.running or run.backoff or run.num_waiting, "nothing can go on"
+        if status is RunStatus.WAITING:
+            assert not (run.ready or run.running or run.backoff)
+        for unit, step_run in units_of(run):
+            if step_run.status is StepStatus.WAITING and step_run.deadline_at is not None:
+                assert unit in self.timers
         if run.record.deadline_at is not None:
             assert (-1, -1) in self.timers
 
@@ -234,6 +244,19 @@ class World:
             )
         self.past.append(event)
         self.send(event)
+
+    def _reply_from_outside(self) -> None:
+        names = [
+            self.run.plan.steps[index].step.name
+            for (index, _), each in units_of(self.run)
+            if each.status is StepStatus.WAITING
+        ]
+        name = self.dice.choice([*names, "", "other"])
+        index = self.run.plan.index_by_name.get(name)
+        known = self.run.plan.steps[index].step.answers if index is not None else ("yes",)
+        answer = self.dice.choice([*known, "perhaps"])
+        self.past.append(ev.AnswerGiven(name, answer, orjson.dumps(self.dice.choice([1, None])), "ann"))
+        self.send(self.past[-1])
 
     def _repeat(self) -> None:
         if self.past:
@@ -315,11 +338,13 @@ class World:
                 self._resume()
             elif self.waiting:
                 self._assign()
+            elif self.run.num_waiting and self.dice.random() < 0.9:
+                self._reply_from_outside()
             elif self.outstanding:
                 key = self.dice.choice(sorted(self.outstanding))
                 self.outstanding.discard(key)
                 self._reply(key, self.dice.random())
-            else:
+            elif self.timers:
                 unit = min(self.timers, key=lambda each: (self.timers[each], each))
                 self.stage.now = max(self.stage.now, self.timers.pop(unit))
                 self.send(ev.TimerFired(*unit, self.dice.random()))

@@ -17,7 +17,8 @@ R = RunStatus
 
 def stage_in(status: RunStatus) -> Stage:
     """A Run of two Steps in the status asked for."""
-    stage = Stage(step("a"), step("b", "a"), after=("other",) if status is R.PENDING else ())
+    first = step("a", answers=("yes",)) if status is R.WAITING else step("a")
+    stage = Stage(first, step("b", "a"), after=("other",) if status is R.PENDING else ())
     if status is R.PAUSED:
         stage.send(ev.PauseRequested())
     if status in {R.RUNNING, R.RETRYING, R.FAILED, R.SUCCEEDED}:

@@ -18,7 +18,7 @@ MACHINES = [
     pytest.param(StepStatus, StepEventKind, STEP_TRANSITIONS, next_step_status, "StepRun", id="step"),
 ]
 FIRST = {RunStatus: {RunStatus.PENDING, RunStatus.QUEUED}, StepStatus: {StepStatus.BLOCKED}}
-STILL = {RunEventKind.SUBMITTED, RunEventKind.REPRIORITISED}
+STILL = {RunEventKind.SUBMITTED, RunEventKind.REPRIORITISED, RunEventKind.ENTERED}
 """Events that move nothing."""
 
 
