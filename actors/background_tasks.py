@@ -35,7 +35,6 @@ class BackgroundTasks:
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
-            await asyncio.sleep(every_s)
             try:
                 await work()
             except TuttiError as error:
@@ -44,6 +43,7 @@ class BackgroundTasks:
                 _log.warning("tried again", work=work.__name__, reason=str(error).partition("\n")[0])
             except Exception:  # noqa: BLE001 - the outer loop of an actor: a bug in one round must not end all rounds
                 _log.exception("failed, tried again", work=work.__name__)
+            await asyncio.sleep(every_s)
 
     def cancel_all(self) -> None:
         """End all of them."""

@@ -60,8 +60,7 @@ class DeclaredPools:
     # -- how it stands
 
     def snapshot(self) -> CapacitySnapshot:
-        raw: Any = self.service.redis.get(keys.CAPACITY)
-        assert raw is not None, "the scheduler is silent"
+        raw: Any = eventually(lambda: self.service.redis.get(keys.CAPACITY), "the scheduler tells how it is")
         return msgspec.json.decode(raw, type=CapacitySnapshot)
 
     def pool(self, name: str) -> PoolState:
