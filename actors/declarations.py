@@ -28,20 +28,30 @@ _log = structlog.get_logger("tutti.scheduler")
 
 
 class Declarations:
-    """Pools go into the fleet; limits and weights are kept here.
+    """Pools go into the fleet; limits and weights are kept here. `load` comes first.
 
     Attributes:
         limits: In force, by key or pattern.
         weights: Of tenants.
     """
 
-    def __init__(self, settings: Settings, store: CapacityStore, fleet: Fleet) -> None:
+    def __init__(self, store: CapacityStore, fleet: Fleet) -> None:
         self._store, self._fleet = store, fleet
+        self._first_pools: dict[str, PoolSpec] = {}
+        self._first_limits: dict[str, LimitSpec] = {}
+        self._refused: dict[str, str] = {}
+        self.limits: dict[str, LimitSpec] = {}
+        self.weights: dict[str, float] = {}
+
+    def load(self, settings: Settings) -> None:
+        """Read what is built in, and the pools file.
+
+        Raises:
+            InvalidSetting: The file cannot be read, or a declaration is wrong.
+        """
         declared = read_pools_file(settings)
         self._first_pools = {spec.name: spec for spec in declared_pools(settings)}
         self._first_limits = dict(declared.limits)
-        self._refused: dict[str, str] = {}
-        self.limits: dict[str, LimitSpec] = dict(declared.limits)
         self.weights = {name: tenant.weight for name, tenant in declared.tenants.items()}
 
     async def refresh(self) -> None:

@@ -65,11 +65,15 @@ def _read(nvml: Any, index: int) -> DeviceReading:
 
 
 def is_of_this_cluster(pid: int) -> bool:
-    """Whether a process belongs to the raylet that started this worker: Ray has counted it."""
+    """Whether a process belongs to the raylet that started this worker: Ray has counted it.
+
+    One that cannot be looked at is taken for one that does: in a container NVML may tell process ids that
+    mean nothing there, and the memory that is free tells enough.
+    """
     try:
         return os.getppid() in {pid, *(each.pid for each in psutil.Process(pid).parents())}
     except psutil.Error:
-        return False
+        return True
 
 
 def distrust_of(

@@ -441,7 +441,10 @@ class Dispatcher:
     def needs(self) -> Needs:
         """Say what the scheduler must know. What waits for keys asks for no slots."""
         now = self.now()
-        needs = Needs({}, self.in_use(), {}, {}, {}, dict(self._mean_s), self.shares.uses())
+        replicas = self._replicas
+        needs = Needs(
+            {}, replicas.in_use(), {}, {}, {}, dict(self._mean_s), replicas.grants(), self.shares.uses()
+        )
         for name, line in self.lines.items():
             num = len(line.suspects) + sum(link.exclusive for link in line.links)
             if num:

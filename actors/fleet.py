@@ -29,6 +29,7 @@ class FleetReplica:
         held: Slots each orchestrator may still be using.
         limits: Slots each was told.
         offered_at: Table version of its limits.
+        is_adopted: A scheduler before started it, and may have given slots of it to orchestrators.
         end_event: What its end counts as in `scale_events` once it retires.
     """
 
@@ -39,6 +40,7 @@ class FleetReplica:
         "handle",
         "held",
         "idle_since",
+        "is_adopted",
         "is_retiring",
         "limits",
         "node_id",
@@ -59,7 +61,7 @@ class FleetReplica:
         self.limits: dict[str, int] = {}
         self.offered_at = 0
         self.idle_since = time.monotonic()
-        self.is_retiring = False
+        self.is_retiring = self.is_adopted = False
         self.end_event = "retired"
 
     def retire(self, event: str = "retired") -> None:

@@ -34,6 +34,7 @@ class Needs(NamedTuple):
         oldest_s: How long the one that waits longest has waited, by pool.
         waiting_s: The same by capability.
         mean_s: Mean seconds of an attempt, by capability.
+        grants: Slots it was told it may use, by replica: a new scheduler learns it from here.
         keys: Use of declared concurrency keys only; concrete keys, not patterns.
     """
 
@@ -43,6 +44,7 @@ class Needs(NamedTuple):
     oldest_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
     waiting_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
     mean_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
+    grants: dict[str, int] = {}  # noqa: RUF012 - nobody writes to it
     keys: dict[str, KeyUse] = {}  # noqa: RUF012 - nobody writes to it
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Reconciler"]
 
 _log = structlog.get_logger("tutti.scheduler")
+_ANSWER_S = 3.0
 
 
 class Reconciler:
@@ -52,11 +53,16 @@ class Reconciler:
         for record in records.values():
             if (pool := self._fleet.pools.get(record.pool)) is not None:
                 pool.number = max(pool.number, record.number)
-        taken = await asyncio.gather(*(self._take_back(name, each) for name, each in records.items()))
-        for name, is_taken in zip(records, taken, strict=True):
-            if not is_taken:
+        starts = []
+        for name, record in records.items():
+            if (start := self._take_back(name, record)) is not None:
+                starts.append(start)
+            elif name not in self._replicas.names:
                 await self._replicas.forget(name)
                 self._placing.release(name)
+        if starts:
+            # Those that are ready answer at once; who still loads its agents goes on doing so.
+            await asyncio.wait(starts, timeout=_ANSWER_S)
         for name in devices:
             if not self._placing.sharers(name):
                 await self._replicas.forget_device(name)
@@ -64,14 +70,15 @@ class Reconciler:
             _log.warning("nobody owns this", name=name)
             await self._replicas.forget(name)
 
-    async def _take_back(self, name: str, record: ReplicaRecord) -> bool:
-        if record.pool not in self._fleet.pools or record.distrusted or name in self._fleet.ready:
-            return name in self._fleet.ready
+    def _take_back(self, name: str, record: ReplicaRecord) -> asyncio.Task[None] | None:
+        """Begin to take up a replica; None where there is nothing to take up."""
+        pool = self._fleet.pools.get(record.pool)
+        if pool is None or record.distrusted or name in self._replicas.names:
+            return None
         request = request_of(record.spec, name)
-        self._placing.release(name)
         if self._placing.restore(request, record.where, record.device_group, time.monotonic()) is None:
-            return False
-        return await self._replicas.adopt(name, record)
+            return None
+        return self._replicas.adopt(pool, name, record)
 
     async def look(self) -> None:
         """Look at nodes and at what others use of them."""
@@ -105,8 +112,8 @@ class Reconciler:
         for name in devices:
             if not self._placing.sharers(name):
                 await self._replicas.forget_device(name)
-        for name in ready_before - groups:
-            self._replicas.end(name, "its placement group is gone", "lost")
+        for name in ready_before - (groups & actors):
+            self._replicas.end(name, "its placement group or its process is gone", "lost")
 
 
 def _names_in_ray() -> tuple[set[str], set[str]]:

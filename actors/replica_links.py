@@ -83,6 +83,10 @@ class ReplicaLinks:
             name: len(link.held) + len(link.stopping) for name, link in self.by_id.items() if not link.lost
         }
 
+    def grants(self) -> dict[str, int]:
+        """Tell how many slots the scheduler gave us, by replica."""
+        return {name: link.slots for name, link in self.by_id.items() if link.slots}
+
     def close(self) -> None:
         """Give all links up."""
         for link in self.by_id.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -37,8 +38,8 @@ _log = structlog.get_logger("tutti.scheduler")
 ACTOR_PREFIX = "tutti:replica:"
 _RESERVATION_S = 30.0
 _LOAD_S = 600.0
-_CHECK_S = 10.0
 _WATCH_EVERY_S = 1.0
+_CHECKS_PER_S = 50.0
 _SILENCE_S = 60.0
 _MAX_FAILED_STARTS = 3
 _RETRY_S = 2.0
@@ -50,10 +51,6 @@ ReplicaActor = ray.remote(Replica)
 
 class _NoRoom(Exception):
     """Ray did not place what the packer had found room for."""
-
-
-class _Distrusted(Exception):
-    """Somebody whom Ray does not know uses the device."""
 
 
 class Replicas:
@@ -91,7 +88,6 @@ class Replicas:
     async def _start(
         self, pool: FleetPool, replica: FleetReplica, placement: Placement, device: DevicePlace | None
     ) -> None:
-        replica_id = replica.replica_id
         record = ReplicaRecord(
             pool=replica.pool,
             number=pool.number,
@@ -100,21 +96,31 @@ class Replicas:
             where=where_of(placement),
             device_group=device.group if device is not None else "",
         )
+        await self._bring_up(pool, replica, record, lambda: self._launch(replica, placement, record, device))
+
+    async def _bring_up(
+        self,
+        pool: FleetPool,
+        replica: FleetReplica,
+        record: ReplicaRecord,
+        launch: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> None:
+        """Wait until a replica is ready, or clear away what there is of it."""
+        replica_id = replica.replica_id
         try:
-            answer = await self._launch(replica, placement, record, device)
+            answer = await launch()
+            if answer["distrust"]:
+                await self._keep_away(replica, record, answer["distrust"])
+                return
         except _NoRoom:
             _log.info("replica finds no room", replica=replica_id)
             pool.retry_at = time.monotonic() + _RETRY_S
-        except _Distrusted as error:
-            await self._keep_away(replica, record, str(error))
-            return
         except (handles.ReplicaGone, TimeoutError, RayError, ValueError) as error:
             self._count_failure(pool, replica_id, str(error) or "its agents took too long to load")
         else:
             self._starts.pop(replica_id, None)
             if self._fleet.starting.pop(replica_id, None) is not None:
                 pool.failed_starts = 0
-                self._fleet.scale_events["started"] += 1
                 self._take_up(replica, answer)
                 return
         self._starts.pop(replica_id, None)
@@ -159,16 +165,17 @@ class Replicas:
             lifetime="detached",
             num_cpus=first.pop("CPU", 0.0),
             num_gpus=first.pop("GPU", 0.0),
-            memory=first.pop("memory", 0.0) or None,
+            memory=int(first.pop("memory", 0.0)) or None,
             resources=first or None,
             max_concurrency=10_000,
             scheduling_strategy=placement_groups.strategy_in(group, with_children=len(bundles) > 1),
         ).remote(config)
+        self._fleet.scale_events["started"] += 1
+        return await self._await_ready(replica)
+
+    async def _await_ready(self, replica: FleetReplica) -> dict[str, Any]:
         async with asyncio.timeout(_LOAD_S):
-            answer = await handles.start_replica_check(replica.handle)
-        if answer["distrust"]:
-            raise _Distrusted(answer["distrust"])
-        return answer
+            return await handles.start_replica_check(replica.handle)
 
     def _open(self, device: DevicePlace) -> asyncio.Task[Any]:
         """Reserve a device that replicas share, once for all of them."""
@@ -181,7 +188,9 @@ class Replicas:
         entry = DeviceEntry(node=device.node, index=device.number, created_at=time.time())
         await self._ledger.write(device.group, entry)
         pinned = [placement_groups.on_node(device.node)]
-        group = placement_groups.reserve(device.group, [{"GPU": 1.0}], "PACK", pinned)
+        group = placement_groups.find(device.group)  # it may be older than this scheduler
+        if group is None:
+            group = placement_groups.reserve(device.group, [{"GPU": 1.0}], "PACK", pinned)
         return group if await placement_groups.wait_reserved(group, _RESERVATION_S) else None
 
     def _count_failure(self, pool: FleetPool, replica_id: str, reason: str) -> None:
@@ -217,27 +226,23 @@ class Replicas:
         self._fleet.bump()
         self._tasks.spawn(self._watch(replica))
 
-    async def adopt(self, replica_id: str, record: ReplicaRecord) -> bool:
-        """Take up a replica of a scheduler before; False where it does not answer as one that is ready."""
+    def adopt(self, pool: FleetPool, replica_id: str, record: ReplicaRecord) -> asyncio.Task[None] | None:
+        """Begin to take up a replica of a scheduler before; None where its actor does not live."""
         handle = handles.find_actor(ACTOR_PREFIX + replica_id)
         if handle is None:
-            return False
-        try:
-            async with asyncio.timeout(_CHECK_S):
-                answer = await handles.start_replica_check(handle)
-        except (handles.ReplicaGone, TimeoutError):
-            return False
-        if answer["distrust"]:
-            return False
+            return None
         replica = FleetReplica(replica_id, record.spec, record.created_at)
-        replica.handle = handle
-        self._take_up(replica, answer)
-        return True
+        replica.handle, replica.is_adopted = handle, True
+        self._fleet.starting[replica_id] = replica
+        start = self._tasks.spawn(self._bring_up(pool, replica, record, lambda: self._await_ready(replica)))
+        self._starts[replica_id] = start
+        return start
 
     async def _watch(self, replica: FleetReplica) -> None:
         """Notice the death of a replica that nobody talks to."""
         while replica.replica_id in self._fleet.ready:
-            await asyncio.sleep(_WATCH_EVERY_S)
+            # Each question costs a millisecond: many replicas are asked less often.
+            await asyncio.sleep(max(_WATCH_EVERY_S, len(self._fleet.ready) / _CHECKS_PER_S))
             try:
                 async with asyncio.timeout(_SILENCE_S):
                     await handles.check_alive(replica.handle)

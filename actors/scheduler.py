@@ -63,7 +63,7 @@ class Scheduler:
         self._ledger = Ledger(self._redis)
         self._slots = Slots(self._fleet, self._claimants)
         self._division = KeyDivision(self._fleet, self._claimants, settings.num_orchestrators)
-        self._declarations = Declarations(settings, CapacityStore(self._redis), self._fleet)
+        self._declarations = Declarations(CapacityStore(self._redis), self._fleet)
         self._replicas = Replicas(settings, self._fleet, self._placing, self._ledger, self._tasks)
         self._sizing = Sizing(self._fleet, self._claimants, self._placing, self._replicas)
         self._unmet = UnmetDemand(self._ledger, self._tasks)
@@ -83,11 +83,14 @@ class Scheduler:
 
     async def _begin(self) -> None:
         """Read the declarations, rebuild from the ledger, begin to work."""
+        self._declarations.load(self._settings)
         while True:
             try:
                 await self._declarations.refresh()
                 self._division.declare(self._declarations.limits)
-                self._division.begin(await self._living_orchestrators())
+                names = await self._living_orchestrators()
+                self._division.begin(names)
+                self._slots.begin(names)
                 await self._reconciler.rebuild()
                 break
             except (TuttiError, RayError) as error:

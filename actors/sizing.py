@@ -120,9 +120,9 @@ class Sizing:
         turns: list[tuple[int, bool, int, str]] = []
         for name, pool in self._fleet.pools.items():
             num_now = self._num_now(name)
-            if wanted[name] <= num_now:
+            if wanted[name] <= num_now or pool.trouble:
                 self._wish_nothing(pool)
-            elif not pool.trouble and now >= pool.retry_at:
+            elif now >= pool.retry_at:
                 is_late = pool.wish is not None and pool.wish.request_id in late
                 turns.append((-pool.spec.priority, is_late, num_now, name))
         heapq.heapify(turns)

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 __all__ = [
     "Group",
+    "find",
     "free",
     "free_named",
     "list_groups",
@@ -146,9 +147,16 @@ def list_named() -> dict[str, str]:
     return {name: group.state for name, group in list_groups().items()}
 
 
+def find(name: str) -> PlacementGroup | None:
+    """Find a living group of ours by name."""
+    try:
+        return ray.util.get_placement_group(_PREFIX + name)
+    except ValueError:
+        return None
+
+
 def free_named(name: str) -> None:
     """Give a group back by name; an unknown one is no error."""
-    try:
-        remove_placement_group(ray.util.get_placement_group(_PREFIX + name))
-    except ValueError:
-        return
+    group = find(name)
+    if group is not None:
+        remove_placement_group(group)

@@ -209,7 +209,11 @@ def test_killed_scheduler_finds_parts_of_devices_again_and_doubles_nothing(pools
             lambda: sorted(each.free for each in pools.snapshot().nodes[0].devices) == [0.0, 0.5, 1.0, 1.0],
             "shares are as they were",
         )
-    assert pools.num_begun() == 3
+        pools.declare("halves", capabilities=["one"], num_gpus=0.5, max_replicas=4)
+        with pools.work("one"):
+            pools.await_replicas("halves", 4)
+            assert set(device_groups()) == {name for name in groups if name.startswith("gpu-")}
+    assert pools.num_begun() == 4
 
 
 def test_groups_that_stand_in_no_ledger_are_freed_while_the_scheduler_lives(pools: DeclaredPools) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from cluster import placement_groups
-from cluster.scheduling.reasons import CapacityShort, LabelMissing
+from cluster.scheduling.reasons import CapacityShort, LabelMissing, NodeTooSmall
 from cluster.store import keys
 from tests.integration.declared_pools import DeclaredPools
 from tests.integration.running_service import RunningService, eventually
@@ -26,7 +26,11 @@ def add_annex(ray_cluster: Cluster) -> Iterator[AddNode]:
     added: list[Any] = []
 
     def add() -> Any:
-        added.append(ray_cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 << 20, labels=ANNEX))
+        added.append(
+            ray_cluster.add_node(
+                num_cpus=1, num_gpus=1, object_store_memory=80 << 20, labels=ANNEX, resources={"camera": 1}
+            )
+        )
         return added[-1]
 
     yield add
@@ -51,11 +55,14 @@ def test_pool_that_asks_for_a_label_starts_on_the_node_that_comes_with_it(
     pools: DeclaredPools, add_annex: AddNode
 ) -> None:
     pools.declare("labelled", capabilities=["one"], num_gpus=0.5, labels=ANNEX, max_replicas=2)
-    with pools.work("one", 2):
+    pools.declare("camera", capabilities=["two"], resources={"camera": 1}, memory_bytes=1 << 20, num_cpus=0.5)
+    with pools.work("one", 2), pools.work("two"):
         assert isinstance(eventually(lambda: pools.pool("labelled").reason, "it waits"), LabelMissing)
+        assert isinstance(eventually(lambda: pools.pool("camera").reason, "it waits"), NodeTooSmall)
         node = add_annex()
         pools.await_replicas("labelled", 2)
-        assert nodes_of(pools, "labelled") == {node.node_id}
+        pools.await_replicas("camera", 1)
+        assert nodes_of(pools, "labelled") == nodes_of(pools, "camera") == {node.node_id}
         eventually(lambda: pools.pool("labelled").reason is None, "nothing is short")
 
 
