@@ -20,6 +20,19 @@ the tenant, unless that is the default one (`model/run_id.py`).
 | tutti:{p}:webhooks | hash id to delivery | permanent, emptied by deliveries | commit.lua, sender |
 | tutti:{p}:webhooks_due | zset id by due time | permanent, emptied by deliveries | commit.lua, sender |
 | tutti:{p}:webhooks_dead | hash id to delivery | permanent, bounded | sender |
+| tutti:{p}:offer:<offer_id> | hash | 7 days, renewed; a day after its end | offer.lua, lease_*.lua |
+| tutti:{p}:leases | zset offer_id by end of its lease, ms | permanent, emptied by ends | lease_*.lua |
+| tutti:{workers}:profiles | hash worker to WorkerOffer | permanent, swept | worker_seen.lua |
+| tutti:{workers}:documents | hash worker to what it told of itself | permanent, swept | worker_seen.lua |
+| tutti:{workers}:seen | zset worker by end of its stay, ms | permanent, swept | worker_seen.lua |
+| tutti:{workers}:polls | hash worker to its waiting poll | permanent, swept | worker_wait.lua |
+| tutti:{workers}:waiting | zset `type NUL last given NUL worker` | permanent, swept | worker_wait.lua |
+| tutti:{workers}:offers | hash offer_id to type, order and need | permanent, emptied | board_*.lua |
+| tutti:{workers}:board | zset `type NUL order NUL offer_id` | permanent, emptied | board_*.lua |
+| tutti:{workers}:given | zset offer_id by when it must be claimed, ms | permanent, emptied | board_*.lua |
+| tutti:{workers}:paused | set `type:<type>`, `worker:<id>`, `drain:<id>` | permanent | ingress |
+| tutti:{workers}:held:<worker> | zset offer_id by end of lease, ms | an hour after the last | board_*.lua |
+| tutti:{workers}:cancels:<worker> | set of offer ids it is to stop | an hour | owners |
 | tutti:orchestrators | zset id by last sign of life | permanent | orchestrators |
 | tutti:metrics:<n> | string | 15 s | orchestrator n |
 | tutti:metrics:ingress | hash replica to counts | 15 s | ingress replicas |
@@ -31,7 +44,10 @@ the tenant, unless that is the default one (`model/run_id.py`).
 | tutti:capacity | string, what there is and who has it | 15 s | scheduler |
 | tutti:format | string, version of this layout | permanent | whoever is first |
 
-Channels: tutti:{p}:wake carries run ids with new events, tutti:{p}:verdicts carries `command_id verdict`.
+Channels: tutti:{p}:wake carries run ids with new events, tutti:{p}:verdicts carries `command_id verdict`,
+tutti:{workers}:replica:<replica> `poll_id offer_id`, tutti:{workers}:news `worker offer_id run_id` (stop it).
+The keys of outside workers share a tag of their own: what they hold there is an index that can be rebuilt,
+while leases and their ends stand with the Runs in {p}.
 """
 
 from __future__ import annotations
@@ -48,13 +64,16 @@ __all__ = [
     "LEDGER",
     "LIMITS",
     "METRICS_TTL_S",
+    "OFFER_TTL_S",
     "ORCHESTRATORS",
+    "OVER_OFFER_TTL_S",
     "PERMANENT",
     "POOLS",
     "RUN_HASHES",
     "VERDICT_TTL_S",
     "WATCHERS_TTL_S",
     "PartitionKeys",
+    "WorkerKeys",
     "metrics_key",
     "partition_of",
     "room",
@@ -64,6 +83,8 @@ FORMAT_VERSION = "2"
 VERDICT_TTL_S = 60
 WATCHERS_TTL_S = 30 * 86_400
 METRICS_TTL_S = 15
+OFFER_TTL_S = 7 * 86_400
+OVER_OFFER_TTL_S = 86_400
 CAPACITY_TTL_S = 15
 
 ORCHESTRATORS = "tutti:orchestrators"
@@ -76,7 +97,8 @@ CAPACITY = "tutti:capacity"
 FORMAT = "tutti:format"
 
 PERMANENT = (
-    r"tutti:\{\d+\}:(owner|inbox|outbox|active|totals|tenants|index:.*|webhooks|webhooks_due|webhooks_dead)",
+    r"tutti:\{\d+\}:(owner|inbox|outbox|active|totals|tenants|index:.*|webhooks|webhooks_due|webhooks_dead|leases)",
+    r"tutti:\{workers\}:(profiles|documents|seen|polls|waiting|offers|board|given|paused)",
     r"tutti:(orchestrators|durations|ledger|pools|limits|format)",
 )
 """Patterns of keys that may live without a TTL; `run` and `events` keys may too while their Run has not
@@ -109,6 +131,7 @@ class PartitionKeys:
         "_prefix",
         "active",
         "inbox",
+        "leases",
         "outbox",
         "owner",
         "partition",
@@ -126,6 +149,7 @@ class PartitionKeys:
         self._prefix = prefix = f"tutti:{{{partition}}}:"
         self.owner = prefix + "owner"
         self.inbox = prefix + "inbox"
+        self.leases = prefix + "leases"
         self.outbox = prefix + "outbox"
         self.active = prefix + "active"
         self.totals = prefix + "totals"
@@ -152,6 +176,40 @@ class PartitionKeys:
         """A tenant's Runs by time of creation."""
         return f"{self._prefix}index:{tenant}"
 
+    def offer(self, offer_id: str) -> str:
+        """A StepRun that an outside worker may take, has or had."""
+        return f"{self._prefix}offer:{offer_id}"
+
     def verdict(self, command_id: str) -> str:
         """Verdict on a command."""
         return f"{self._prefix}verdict:{command_id}"
+
+
+class WorkerKeys:
+    """The keys of outside workers."""
+
+    profiles = "tutti:{workers}:profiles"
+    documents = "tutti:{workers}:documents"
+    seen = "tutti:{workers}:seen"
+    polls = "tutti:{workers}:polls"
+    waiting = "tutti:{workers}:waiting"
+    offers = "tutti:{workers}:offers"
+    board = "tutti:{workers}:board"
+    given = "tutti:{workers}:given"
+    paused = "tutti:{workers}:paused"
+    news = "tutti:{workers}:news"
+
+    @staticmethod
+    def held(worker_id: str) -> str:
+        """Offers that a worker was given or has."""
+        return f"tutti:{{workers}}:held:{worker_id}"
+
+    @staticmethod
+    def cancels(worker_id: str) -> str:
+        """Offers that a worker is to stop."""
+        return f"tutti:{{workers}}:cancels:{worker_id}"
+
+    @staticmethod
+    def replica(replica_id: str) -> str:
+        """Channel of an ingress replica that holds polls."""
+        return f"tutti:{{workers}}:replica:{replica_id}"

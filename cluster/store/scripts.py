@@ -11,12 +11,24 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 __all__ = [
+    "BOARD_GIVE",
+    "BOARD_POST",
+    "BOARD_SETTLE",
+    "BOARD_SWEEP",
     "COMMIT",
+    "LEASE_CLAIM",
+    "LEASE_COMPLETE",
+    "LEASE_END",
+    "LEASE_RENEW",
+    "OFFER",
     "OWN",
     "POST",
     "RESERVE",
     "SUBMIT",
     "WATCH",
+    "WORKER_SEEN",
+    "WORKER_UNWAIT",
+    "WORKER_WAIT",
     "Argument",
     "Call",
     "Script",
@@ -43,6 +55,18 @@ RESERVE = Script("reserve")
 OWN = Script("own")
 COMMIT = Script("commit")
 WATCH = Script("watch")
+OFFER = Script("offer")
+LEASE_CLAIM = Script("lease_claim")
+LEASE_RENEW = Script("lease_renew")
+LEASE_COMPLETE = Script("lease_complete")
+LEASE_END = Script("lease_end")
+WORKER_SEEN = Script("worker_seen")
+WORKER_WAIT = Script("worker_wait")
+WORKER_UNWAIT = Script("worker_unwait")
+BOARD_POST = Script("board_post")
+BOARD_GIVE = Script("board_give")
+BOARD_SETTLE = Script("board_settle")
+BOARD_SWEEP = Script("board_sweep")
 
 Call = tuple[Script, Sequence[str], Sequence[Argument]]
 """Script, keys, arguments."""
