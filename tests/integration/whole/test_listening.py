@@ -6,7 +6,6 @@ import ipaddress
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grpc
@@ -14,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.service_process import REPOSITORY, ServiceProcess, running_process
+from tests.integration.service_process import REPOSITORY, ServiceProcess
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -112,21 +111,6 @@ def matched(found: list[Listener], table: list[Row]) -> tuple[dict[Listener, Row
         else:
             strangers.append(each)
     return lines, strangers
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    with running_process(tmp_path_factory.mktemp("listening"), {}) as service:
-        # Replicas of agents listen too: start some.
-        steps = [{"name": name, "capability": name} for name in ("echo", "synthesis")]
-        for step in steps:
-            body = {"plan": {"name": "warm", "steps": [{**step, "retry": {"max_retries": 0}}]}}
-            httpx.post(f"{service.url}/api/v1/runs", json=body, trust_env=False).raise_for_status()
-        deadline = time.monotonic() + 60
-        while sum(each.process == "ray::Replica" for each in listeners(service)) < len(steps):
-            assert time.monotonic() < deadline, "no replica of an agent started"
-            time.sleep(0.1)
-        yield service
 
 
 def test_every_listening_socket_is_in_the_table_of_the_security_page(served: ServiceProcess) -> None:

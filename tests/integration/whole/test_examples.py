@@ -6,25 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serve_app.launch.ray_environment import free_ports
-from tests.integration.service_process import REPOSITORY, ServiceProcess, running_process
+from tests.integration.service_process import REPOSITORY, ServiceProcess
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 _EXAMPLES = REPOSITORY / "examples"
-_OWN_AGENTS = "word_count.agents:count_words,word_count.agents:CommonWords"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    variables = {"PYTHONPATH": str(_EXAMPLES / "own_agent"), "TUTTI_AGENTS": _OWN_AGENTS}
-    with running_process(tmp_path_factory.mktemp("examples"), variables) as service:
-        yield service
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

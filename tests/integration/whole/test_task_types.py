@@ -13,20 +13,13 @@ import pytest
 
 from serve_app.api_client import read_task_input
 from serve_app.report_pages import render_html, render_markdown
-from tests.integration.service_process import REPOSITORY, ServiceProcess, running_process
+from tests.integration.service_process import REPOSITORY, ServiceProcess
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 _SAMPLES = [REPOSITORY / "examples" / "data" / name for name in ("sales.json", "notes.txt", "photo.jpg")]
 _MODES = ("sequential", "parallel", "hybrid")
 _ENDED = {"completed", "failed", "cancelled"}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    variables = {"TUTTI_EGRESS_ALLOW": "127.0.0.1/32"}
-    with running_process(tmp_path_factory.mktemp("tasks"), variables) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.integration.service_process import REPOSITORY, ServiceProcess, running_process
+from tests.integration.service_process import REPOSITORY, ServiceProcess
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -40,12 +40,6 @@ except Unavailable as error:
     print(error.message)
 assert time.monotonic() - began < 15
 """
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    with running_process(tmp_path_factory.mktemp("attach"), {}) as service:
-        yield service
 
 
 def drive(script: str, address: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,21 @@
+"""One `tutti up` for all tests of this folder: they look at it from outside, and leave it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.service_process import REPOSITORY, ServiceProcess, running_process
+
+_VARIABLES = {
+    "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'examples' / 'own_agent'}",
+    "TUTTI_AGENTS": "word_count.agents:count_words,word_count.agents:CommonWords",
+    "TUTTI_EGRESS_ALLOW": "127.0.0.1/32",
+}
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with running_process(tmp_path_factory.mktemp("whole"), _VARIABLES) as service:
+        yield service
