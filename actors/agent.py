@@ -62,8 +62,11 @@ class AgentContext(Protocol):
         """Tell how far the work is.
 
         Args:
-            fraction: 0 to 1.
+            fraction: 0 to 1; any number.
             message: One line for people.
+
+        Raises:
+            TypeError, OverflowError: `fraction` is no number.
         """
 
     def report_progress(self, fraction: float, message: str = "") -> None:

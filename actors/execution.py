@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from cluster.errors import FailureCode, StepError
-from cluster.model.blob_reference import resolve
+from cluster.errors import FailureCode, InvalidInput, StepError
+from cluster.model.blob_reference import reserved_objects, resolve
 from cluster.model.strict_json import encode_strictly
 from cluster.model.view import Failure
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["AttemptContext", "Host", "execute", "failure_of"]
 
 _PROGRESS_PAUSE_S = 0.1
+_PROGRESS_SHARE = 0.001
+_LONGEST_PAUSE_S = 10.0
+"""Between two reports of progress lies a thousandth of the attempt's age: no stream grows without end."""
 _RETRYABLE = (ConnectionError, TimeoutError, InterruptedError)
 _MAX_MESSAGE = 2000
 _MAX_RETRY_AFTER_S = 300.0
@@ -51,7 +54,9 @@ class AttemptContext:
     """The AgentContext of one attempt; see actors.agent.AgentContext."""
 
     __slots__ = (
+        "_began_at",
         "_call",
+        "_has_told_end",
         "_host",
         "_last_progress_at",
         "_metadata",
@@ -73,7 +78,9 @@ class AttemptContext:
         self.input_dirs, self.egress_allow = host.input_dirs, host.egress_allow
         self._call, self._host, self._report = call, host, report
         self._metadata: dict[str, Any] | None = None
+        self._began_at = time.monotonic()
         self._last_progress_at = 0.0
+        self._has_told_end = False
         self._stopped = False
 
     @property
@@ -89,16 +96,19 @@ class AttemptContext:
         return f"{self.run_id}:{self.step}:{self.item}"
 
     async def progress(self, fraction: float, message: str = "") -> None:
-        """Tell how far the work is; at most ten a second are passed on."""
-        self._tell(fraction, message)
+        """Tell how far the work is; at most ten a second are passed on, fewer of a long attempt."""
+        self._tell(*_progress_of(fraction, message))
 
     def report_progress(self, fraction: float, message: str = "") -> None:
         """The same from a thread."""
-        self._host.loop.call_soon_threadsafe(self._tell, fraction, message)
+        self._host.loop.call_soon_threadsafe(self._tell, *_progress_of(fraction, message))
 
     def _tell(self, fraction: float, message: str) -> None:
         now = time.monotonic()
-        if now - self._last_progress_at >= _PROGRESS_PAUSE_S or fraction >= 1.0:
+        pause_s = min(max((now - self._began_at) * _PROGRESS_SHARE, _PROGRESS_PAUSE_S), _LONGEST_PAUSE_S)
+        is_end = fraction >= 1.0 and not self._has_told_end
+        if is_end or now - self._last_progress_at >= pause_s:
+            self._has_told_end = self._has_told_end or is_end
             self._last_progress_at = now
             self._report(fraction, message)
 
@@ -127,7 +137,7 @@ async def execute(bound: Any, call: StepCall, context: AttemptContext, host: Hos
         The output as raw JSON, a blob reference where it is over the inline limit.
 
     Raises:
-        StepError: The output is not JSON.
+        StepError: The output is not JSON, or holds a reference that is none.
         Exception: Whatever the agent raises.
     """
     inputs = orjson.loads(call.inputs)
@@ -141,6 +151,12 @@ async def execute(bound: Any, call: StepCall, context: AttemptContext, host: Hos
         raw = encode_strictly(output, numpy=True)
     except TypeError as error:
         raise StepError(f"the agent's output is not JSON: {error}") from error
+    if b'"$blob"' in raw:
+        try:
+            for reference in reserved_objects(orjson.loads(raw)):
+                host.blobs.check(reference)
+        except InvalidInput as error:
+            raise StepError(f"the agent's output has a $blob in it that is {error.message}") from error
     if len(raw) <= host.inline_limit_bytes:
         return raw
     reference = await asyncio.to_thread(host.blobs.put, raw, "application/json")
@@ -171,14 +187,34 @@ def _call(bound: Any, *arguments: Any) -> tuple[Any, BaseException | None]:
         return None, error
 
 
+def _progress_of(fraction: object, message: object) -> tuple[float, str]:
+    """Check what an agent tells in its own place, where its mistake is its own failure.
+
+    Raises:
+        TypeError, ValueError, OverflowError: The fraction is no number.
+    """
+    if isinstance(fraction, str | bytes | bytearray):
+        raise TypeError(f"progress is a number from 0 to 1, not {type(fraction).__name__}")
+    return float(fraction), _text_of(message)  # type: ignore[arg-type]
+
+
 def failure_of(error: BaseException) -> tuple[Failure, float]:
     """Turn what an agent raised into a Failure and the seconds the other side asked to wait.
 
     Nothing in an agent's exception is trusted to be what it should: whatever it is, a Failure comes of it.
     """
+    try:
+        return _failure_of(error)
+    except BaseException as second:  # noqa: BLE001 - foreign code, called while a failure is told: it must not fail again
+        text = f"{type(error).__name__}: (it cannot be read: {type(second).__name__})"
+        return Failure(FailureCode.EXECUTION_FAILED, text[:_MAX_MESSAGE]), 0.0
+
+
+def _failure_of(error: BaseException) -> tuple[Failure, float]:
     if isinstance(error, StepError):
         failure = Failure(_text_of(error.code), _text_of(error.message), bool(error.retryable))
-        return failure, _wait_s(error.details.get("retry_after_s"))
+        details = error.details if isinstance(error.details, dict) else {}
+        return failure, _wait_s(details.get("retry_after_s"))
     text = f"{type(error).__name__}: {_text_of(error)}"[:_MAX_MESSAGE]
     if isinstance(error, TimeoutError):
         return Failure(FailureCode.TIMEOUT, text, retryable=True), 0.0
@@ -189,7 +225,7 @@ def _text_of(value: object) -> str:
     """Text that can be stored: at most 2,000 characters, no halves of pairs."""
     try:
         text = str(value)
-    except Exception as error:  # noqa: BLE001 - foreign code, called while a failure is told: it must not fail again
+    except BaseException as error:  # noqa: BLE001 - foreign code, called while a failure is told: it must not fail again
         text = f"(its text cannot be had: {type(error).__name__})"
     return text[:_MAX_MESSAGE].encode("utf-8", "replace").decode()
 

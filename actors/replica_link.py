@@ -11,6 +11,8 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from actors.handles import ReplicaGone, ReplicaUnreachable, check_alive, exchange_with, own_node_id
 from actors.local_socket import SocketClient
 from actors.messages import AttemptKey, Exchange, Report, StepCall, decode_reports, encode
@@ -230,8 +232,13 @@ class ReplicaLink:
             self._wanted.set()
             return
         self._in_flight -= 1
+        try:
+            told = decode_reports(answer).reports
+        except msgspec.MsgspecError as error:
+            self._despair(f"it answers what cannot be read: {error}")
+            told = []
         self._last_answer_at = time.monotonic()
-        reports = [report for report in decode_reports(answer).reports if self._is_new(report.seq)]
+        reports = [report for report in told if self._is_new(report.seq)]
         if reports:
             for report in reports:
                 if report.kind != "progress":
@@ -260,6 +267,11 @@ class ReplicaLink:
                 self._socket.close()
             self._owner.on_replica_lost(self, reason)
 
+    def _despair(self, reason: str) -> None:
+        """Have the replica killed; whatever makes it so is among what it holds."""
+        self.is_silent = True
+        self._owner.on_replica_stuck(self, reason)
+
     def check(self, now: float, stop_grace_s: float) -> None:
         """Look for silence and for attempts that do not stop (`now`: monotonic seconds)."""
         if self.lost:
@@ -268,7 +280,6 @@ class ReplicaLink:
         if self.exclusive and now - self.alone_since > ALONE_S:
             self.exclusive = False
         if self._in_flight and now - self._last_answer_at > _SILENCE_S:
-            self.is_silent = True
-            self._owner.on_replica_stuck(self, f"silent for {_SILENCE_S:g} s")
+            self._despair(f"silent for {_SILENCE_S:g} s")
         elif self.stopping and now - min(self.stopping.values()) > stop_grace_s:
             self._owner.on_replica_stuck(self, f"did not stop within {stop_grace_s:g} s")

@@ -9,7 +9,7 @@ bytes are: the caller passes `read`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
 import orjson
@@ -25,6 +25,7 @@ __all__ = [
     "is_json_media_type",
     "is_reference",
     "references_in",
+    "reserved_objects",
     "resolve",
 ]
 
@@ -57,16 +58,21 @@ def is_reference(value: object) -> TypeGuard[dict[str, Any]]:
 
 def has_reserved_key(value: Json) -> bool:
     """Say whether an object with the reserved key stands anywhere in a JSON value, well-formed or not."""
+    return next(reserved_objects(value), None) is not None
+
+
+def reserved_objects(value: Json) -> Iterator[dict[str, Any]]:
+    """Walk over the objects with the reserved key in a JSON value, well-formed or not, but not into them."""
     pending = [value]
     while pending:
         node = pending.pop()
         if isinstance(node, dict):
             if RESERVED_KEY in node:
-                return True
-            pending.extend(node.values())
+                yield node
+            else:
+                pending.extend(node.values())
         elif isinstance(node, list | tuple):
             pending.extend(node)
-    return False
 
 
 def is_json_media_type(media_type: object) -> bool:

@@ -112,12 +112,7 @@ class BlobStore:
                 moved aside, so that the same content can be stored again.
             Unavailable: The disk cannot be read.
         """
-        if not is_reference(reference):
-            raise InvalidInput("not a reference to a blob")
-        digest = str(reference[RESERVED_KEY])
-        seal = str(reference.get("seal", ""))
-        if not hmac.compare_digest(seal.encode("utf-8", "replace"), self._seal(digest).encode()):
-            raise InvalidInput("not a reference that this service has made")
+        digest = self.check(reference)
         path = self._path(digest)
         try:
             with _disk_errors("the blob cannot be read"):
@@ -129,6 +124,20 @@ class BlobStore:
                 path.rename(path.with_name(path.name + _DAMAGED_SUFFIX))
             raise NotFound(f"blob {digest} is damaged", damaged=True)
         return content
+
+    def check(self, reference: dict[str, Any]) -> str:
+        """Return the digest of a reference; whether the blob is there is not looked at.
+
+        Raises:
+            InvalidInput: It is no reference that this store has made.
+        """
+        if not is_reference(reference):
+            raise InvalidInput("not a reference to a blob")
+        digest = str(reference[RESERVED_KEY])
+        seal = str(reference.get("seal", ""))
+        if not hmac.compare_digest(seal.encode("utf-8", "replace"), self._seal(digest).encode()):
+            raise InvalidInput("not a reference that this service has made")
+        return digest
 
     def exists(self, reference: dict[str, Any] | str) -> bool:
         """Say whether the blob is there; its content is not checked.

@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -90,21 +92,59 @@ async def test_reference_that_only_has_the_digest_of_a_blob_reads_nothing(
     assert seen == [{"x": 1}]
 
 
+@pytest.mark.parametrize("fake", [{"$blob": "sha256:" + "0" * 64}, {"$blob": 1}, {"x": [{"$blob": {}}]}])
+async def test_output_with_a_reference_that_is_none_fails_the_step(
+    fake: Any, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    with pytest.raises(StepError, match="not a reference"):
+        await run({"kept": fake}, tmp_path, threads)
+    true = BlobStore(tmp_path).put(b"text", "text/plain")
+    assert msgspec.json.decode(await run({"kept": true}, tmp_path, threads)) == {"kept": true}
+
+
 class _Mute(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
 
 
+class _Deadly(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class _Bare(StepError):
+    def __init__(self) -> None:
+        self.x = 1
+
+
+def _without_details() -> StepError:
+    error = StepError("no details")
+    error.details = None  # type: ignore[assignment]
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
+        (_Deadly(), "_Deadly: (its text cannot be had: KeyboardInterrupt)"),
+        (_Bare(), "_Bare: (it cannot be read: AttributeError)"),
+        (_without_details(), "no details"),
         (_Mute(), "_Mute: (its text cannot be had: RuntimeError)"),
         (ValueError("half a pair: \ud800"), "ValueError: half a pair: ?"),
         (StepError(_Mute()), "(its text cannot be had: RuntimeError)"),  # type: ignore[arg-type]
         (StepError(404, retryable="yes", retry_after_s=10**400), "404"),  # type: ignore[arg-type]
         (StepError("later", retry_after_s=math.nan), "later"),
     ],
-    ids=["text raises", "half a pair", "message raises", "wrong types", "wait that is no number"],
+    ids=[
+        "text kills",
+        "bare",
+        "no details",
+        "text raises",
+        "half a pair",
+        "message raises",
+        "wrong types",
+        "wait that is no number",
+    ],
 )
 def test_exception_of_whatever_kind_becomes_a_failure_that_can_be_stored(error: Exception, told: str) -> None:
     failure, wait_s = failure_of(error)
@@ -125,3 +165,51 @@ async def test_exception_whose_text_raises_reaches_the_caller_of_the_agent(
     context = AttemptContext(call, host, lambda _fraction, _message: None)
     with pytest.raises(_Mute):
         await asyncio.wait_for(execute(declaration_of(fail).bind(), call, context, host), 10)
+
+
+# -- progress
+
+
+class _Teller:
+    """A context, and what it passes on."""
+
+    def __init__(self, tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+        self.told: list[tuple[float, str]] = []
+        self.host = Host(
+            BlobStore(tmp_path), threads, inline_limit_bytes=1000, input_dirs=(), egress_allow=()
+        )
+        call = StepCall(("r", 0, -1, 1), "s", "tell", b"{}", b"{}", "default", time.time() + 60)
+        self.context = AttemptContext(call, self.host, lambda *told: self.told.append(told))
+
+
+@pytest.mark.parametrize("fraction", ["0.5", None, b"1", [0.5], 10**400])
+async def test_progress_that_is_no_number_is_the_agents_own_failure(
+    fraction: Any, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    teller = _Teller(tmp_path, threads)
+    with pytest.raises((TypeError, OverflowError)):
+        await teller.context.progress(fraction)
+    with pytest.raises((TypeError, OverflowError)):
+        teller.context.report_progress(fraction)
+    assert not teller.told
+
+
+@pytest.mark.parametrize("fraction", [np.float32(0.5), np.float64(0.5), Decimal("0.5"), Fraction(1, 2)])
+async def test_progress_of_any_kind_of_number_is_passed_on_as_a_float(
+    fraction: Any, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    teller = _Teller(tmp_path, threads)
+    await teller.context.progress(fraction, 7)  # type: ignore[arg-type]
+    assert teller.told == [(0.5, "7")]
+    assert type(teller.told[0][0]) is float
+
+
+async def test_progress_that_is_told_all_the_time_is_passed_on_now_and_then_also_at_its_end(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    teller = _Teller(tmp_path, threads)
+    began = time.monotonic()
+    for number in range(20_000):
+        await teller.context.progress(1.0 if number > 10_000 else 0.5)
+    assert len(teller.told) <= 3 + (time.monotonic() - began) / 0.1
+    assert {fraction for fraction, _ in teller.told} == {0.5, 1.0}
