@@ -156,7 +156,8 @@ async def execute(bound: Any, call: StepCall, context: AttemptContext, host: Hos
             for reference in reserved_objects(orjson.loads(raw)):
                 host.blobs.check(reference)
         except InvalidInput as error:
-            raise StepError(f"the agent's output has a $blob in it that is {error.message}") from error
+            message = f"the agent's output has a $blob in it that is {error.message}"
+            raise StepError(message, code=FailureCode.VALIDATION_ERROR) from error
     if len(raw) <= host.inline_limit_bytes:
         return raw
     reference = await asyncio.to_thread(host.blobs.put, raw, "application/json")
