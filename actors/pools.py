@@ -64,8 +64,8 @@ def read_pools_file(settings: Settings) -> PoolsFile:
         declared = msgspec.convert(yaml.safe_load(path.read_text()), PoolsFile)
         for key, limit in declared.limits.items():
             check_limit(key, limit)
-    except (OSError, yaml.YAMLError, msgspec.ValidationError) as error:
-        raise InvalidSetting(f"TUTTI_POOLS_FILE: {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
+        raise InvalidSetting(f"TUTTI_POOLS_FILE: {path}: {' '.join(str(error).split())}") from error
     except InvalidInput as error:
         raise InvalidSetting(f"TUTTI_POOLS_FILE: {path}: limit {key}: {error.message}") from error
     for name, tenant in declared.tenants.items():
@@ -87,9 +87,11 @@ def declared_pools(settings: Settings) -> tuple[PoolSpec, ...]:
         name = re.sub(r"[^a-z0-9]+", "-", path.rpartition(":")[2].lower()).strip("-")
         pools[name] = PoolSpec(name=name, agents=(path,))
     for spec in read_pools_file(settings).pools:
+        try:
+            check_pool(spec)
+        except InvalidSetting as error:
+            raise InvalidSetting(f"TUTTI_POOLS_FILE: {settings.pools_file}: {error.message}") from None
         pools[spec.name] = spec
-    for pool in pools.values():
-        check_pool(pool)
     return tuple(pools.values())
 
 

@@ -13,6 +13,7 @@ from actors import handles
 from actors.orchestrator import Orchestrator
 from actors.scheduler import Scheduler
 from cluster.errors import LaunchFailed
+from cluster.failure_lines import first_line
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
@@ -60,7 +61,7 @@ def start_actors(settings: Settings) -> None:
     try:
         ray.get([actor.start.remote() for actor in (scheduler, *orchestrators)], timeout=_START_S)
     except (RayError, GetTimeoutError) as error:
-        raise LaunchFailed(f"the actors did not start: {error}") from error
+        raise LaunchFailed(f"the actors did not start: {first_line(error)}") from error
 
 
 def stop_actors(settings: Settings, grace_s: float) -> None:

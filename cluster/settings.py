@@ -278,11 +278,7 @@ class Settings:
             raise InvalidSetting(f"{PREFIX}GRPC_PORT: {self.grpc_port} is the HTTP port too")
         if not self.host:
             raise InvalidSetting(f"{PREFIX}HOST: must not be empty")
-        if (
-            self.auth == "required"
-            and self.jwt_secret
-            and len(self.jwt_secret.encode()) < _MIN_JWT_SECRET_BYTES
-        ):
+        if self.auth == "required" and self.has_short_jwt_secret:
             raise InvalidSetting(f"ORCHESTRATOR_JWT_SECRET: must be at least {_MIN_JWT_SECRET_BYTES} bytes")
 
     @classmethod
@@ -322,6 +318,11 @@ class Settings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def has_short_jwt_secret(self) -> bool:
+        """Whether tokens are signed with fewer bytes than are asked for."""
+        return 0 < len(self.jwt_secret.encode()) < _MIN_JWT_SECRET_BYTES
 
     @property
     def blobs_dir(self) -> Path:

@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, ControllerOptions, HTTPOptions, gRPCOptions
 
 from cluster.errors import LaunchFailed
+from cluster.failure_lines import cause_line, first_line
 from serve_app.access import Door, Gate
 from serve_app.grpc_servicer import OrchestratorServicer
 from serve_app.http_app import build_app
@@ -82,7 +83,7 @@ def deploy(settings: Settings, folder: Path, claims: PortClaims) -> None:
         claims: Takes the ports that are chosen.
 
     Raises:
-        LaunchFailed: There are no free ports for the replicas.
+        LaunchFailed: There are no free ports for the replicas, or they do not start.
     """
     # Serve sets its own level when imported; operators read `ready`, not its progress.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -93,7 +94,17 @@ def deploy(settings: Settings, folder: Path, claims: PortClaims) -> None:
             runtime_env={"env_vars": {**_grpc_port_variables(claims), **_proxy_variables(folder)}}
         ),
     )
-    serve.run(_deployment(settings), name=APPLICATION, route_prefix="/", blocking=False)
+    try:
+        serve.run(_deployment(settings), name=APPLICATION, route_prefix="/", blocking=False)
+    except RuntimeError as error:
+        raise LaunchFailed(f"the ingress cannot be started: {_reason_of(error)}") from error
+
+
+def _reason_of(error: RuntimeError) -> str:
+    """Say why the deployment failed: Serve tells it in its status, and little in what it raises."""
+    application = serve.status().applications.get(APPLICATION)
+    told = [each.message for each in application.deployments.values()] if application is not None else []
+    return next((line for text in told if (line := cause_line(text))), "") or first_line(error)
 
 
 def _proxy_variables(folder: Path) -> dict[str, str]:

@@ -207,6 +207,14 @@ def _tenant_of(grants: list[_Grant], asked: str | None) -> str:
     return asked
 
 
+def _without_content(error: Exception) -> str:
+    """Say why the file cannot be read, without what stands in it: YAML's own texts quote it."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    line = getattr(getattr(error, "problem_mark", None), "line", None)
+    return "it is not YAML" if line is None else f"line {line + 1} is not YAML"
+
+
 def _read_clients(path: Path, tokens: _TokenTable) -> None:
     """Read `[{name, token | token_sha256, role, tenant}]`; role defaults to user."""
     import yaml
@@ -215,7 +223,7 @@ def _read_clients(path: Path, tokens: _TokenTable) -> None:
     try:
         entries = yaml.safe_load(path.read_text("utf-8")) or []
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidSetting(f"{where}: {error}") from error
+        raise InvalidSetting(f"{where}: {_without_content(error)}") from error
     if not isinstance(entries, list):
         raise InvalidSetting(f"{where}: must be a list")
     for number, entry in enumerate(entries, 1):

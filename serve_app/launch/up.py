@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from cluster.errors import LaunchFailed, TuttiError, Unavailable
+from cluster.failure_lines import first_line
 from cluster.settings import (
     INSTANCE_VARIABLE,
     Settings,
@@ -28,6 +29,7 @@ from cluster.settings import (
     reserved_variables,
     unknown_variables,
 )
+from serve_app.launch.declared import check_declared
 from serve_app.launch.leftovers import SESSION_LOGS, Claim, temporary_folder
 from serve_app.launch.port_claims import PortClaims
 from serve_app.launch.preconditions import check_disk, check_port, check_ray_address
@@ -36,7 +38,7 @@ from serve_app.launch.ray_environment import raise_open_files, serve_variables
 from serve_app.launch.redis_check import check_redis
 from serve_app.launch.redis_server import EmbeddedRedis
 
-__all__ = ["Service", "ending_in_order", "first_line", "run_until_signalled"]
+__all__ = ["Service", "ending_in_order", "run_until_signalled"]
 
 _READY_TIMEOUT_S = 90.0
 _WATCH_INTERVAL_S = 0.2
@@ -101,7 +103,7 @@ class Service:
 
         Raises:
             LaunchFailed: Something cannot be started, in one line.
-            InvalidSetting: The settings would expose an open service.
+            InvalidSetting: A setting cannot be used, or they would expose an open service.
         """
         self._check()
         self._claim_directory()
@@ -187,6 +189,8 @@ class Service:
             self._say(f"warning: {name} is not a setting (see `tutti settings`)")
         for name in reserved_variables(settings):
             self._say(f"warning: {name} has no effect in this version")
+        for warning in check_declared(settings):
+            self._say(f"warning: {warning}")
         check_disk(settings.data_dir)
         check_ray_address(settings)
         self._num_open_files = raise_open_files()
@@ -345,7 +349,7 @@ def run_until_signalled(
 
     Raises:
         LaunchFailed: It could not be started, or a part that cannot be replaced ended.
-        InvalidSetting: The settings would expose an open service.
+        InvalidSetting: A setting cannot be used, or they would expose an open service.
     """
     service = Service(settings, say)
     with ending_in_order(service, settings.drain_grace_s, on_first_signal=service.stop_requested.set):
@@ -434,11 +438,3 @@ def _reachable(host: str) -> str:
     if host == "::":
         return "[::1]"
     return f"[{host}]" if ":" in host else host
-
-
-def first_line(error: BaseException) -> str:
-    """Say in one line what went wrong; never empty."""
-    # What was raised inside an actor begins with the actor's whereabouts; the reason is its cause.
-    cause = getattr(error, "cause", None)
-    text = str(cause if isinstance(cause, BaseException) else error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

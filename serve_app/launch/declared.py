@@ -1,0 +1,74 @@
+"""What settings say of keys, clients, pools and agents, checked before anything is started.
+
+The processes that use these settings check them too; there a mistake is found after half a minute, and told
+by Ray or Serve. Agents are looked for and not imported: that may take long, and other nodes may have what
+this one lacks, so that one which is not found is a warning.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.pools import declared_pools
+from serve_app.auth import Authenticator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cluster.settings import Settings
+
+__all__ = ["check_declared"]
+
+
+def check_declared(settings: Settings) -> tuple[str, ...]:
+    """Check what can be checked without starting anything.
+
+    Returns:
+        Warnings, one line each, that begin with the setting's name.
+
+    Raises:
+        InvalidSetting: A key's role or tenant, the clients file or the pools file cannot be used.
+    """
+    Authenticator(settings)
+    warnings = []
+    if settings.has_short_jwt_secret:
+        warnings.append(
+            "ORCHESTRATOR_JWT_SECRET: is shorter than 32 bytes: whoever finds it out can sign tokens, "
+            "and with TUTTI_AUTH=required it is refused"
+        )
+    own = frozenset(settings.agents)
+    for pool in declared_pools(settings):
+        for path in pool.agents:
+            module = path.partition(":")[0]
+            if not _is_there(module):
+                variable = "TUTTI_AGENTS" if path in own else f"TUTTI_POOLS_FILE: pool {pool.name}"
+                warnings.append(
+                    f"{variable}: there is no module {module} here: "
+                    f"unless the Ray cluster's nodes have it, nothing serves {path}"
+                )
+    return tuple(warnings)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be found, without importing it or the packages around it."""
+    # Ray adds the working directory to what its workers search.
+    places: Sequence[str] | None = None
+    name = ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        found = _spec_of(name, places)
+        if found is None:
+            return False
+        places = found.submodule_search_locations or []
+    return True
+
+
+def _spec_of(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
+    for finder in sys.meta_path:
+        found = finder.find_spec(name, places)
+        if found is not None:
+            return found
+    return PathFinder.find_spec(name, [str(Path.cwd())]) if places is None else None
