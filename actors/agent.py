@@ -45,6 +45,7 @@ class AgentContext(Protocol):
         idempotency_key: The same for every attempt of this StepRun; for calls to systems that deduplicate.
         input_dirs: Folders below which `file:` inputs may lie.
         egress_allow: CIDR blocks that may be called although they are private.
+        code_dir: Folder of the code of blueprints, by digest.
     """
 
     run_id: str
@@ -57,6 +58,7 @@ class AgentContext(Protocol):
     idempotency_key: str
     input_dirs: tuple[str, ...]
     egress_allow: tuple[str, ...]
+    code_dir: str
 
     async def progress(self, fraction: float, message: str = "") -> None:
         """Tell how far the work is.

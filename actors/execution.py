@@ -41,12 +41,14 @@ class Host:
         inline_limit_bytes: int,
         input_dirs: tuple[str, ...],
         egress_allow: tuple[str, ...],
+        code_dir: str = "",
     ) -> None:
         self.blobs = blobs
         self.threads = threads
         self.inline_limit_bytes = inline_limit_bytes
         self.input_dirs = input_dirs
         self.egress_allow = egress_allow
+        self.code_dir = code_dir
         self.loop = asyncio.get_running_loop()
 
 
@@ -63,6 +65,7 @@ class AttemptContext:
         "_report",
         "_stopped",
         "attempt",
+        "code_dir",
         "deadline_at",
         "egress_allow",
         "input_dirs",
@@ -76,6 +79,7 @@ class AttemptContext:
         self.run_id, _, self.item, self.attempt = call.key
         self.step, self.tenant, self.deadline_at = call.name, call.tenant, call.deadline_at
         self.input_dirs, self.egress_allow = host.input_dirs, host.egress_allow
+        self.code_dir = host.code_dir
         self._call, self._host, self._report = call, host, report
         self._metadata: dict[str, Any] | None = None
         self._began_at = time.monotonic()

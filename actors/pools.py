@@ -32,6 +32,12 @@ _BUILT_IN = (
     PoolSpec(name="data-ingest", agents=("actors.agents.data_ingest:DataIngest",), concurrency=8),
     PoolSpec(name="data-analysis", agents=("actors.agents.data_analysis:DataAnalysis",), concurrency=2),
     PoolSpec(name="synthesis", agents=("actors.agents.synthesis:Synthesis",), concurrency=4),
+    PoolSpec(
+        name="blueprint-handlers",
+        agents=("actors.agents.blueprint_handler:BlueprintHandler",),
+        concurrency=16,
+        num_cpus=0.1,
+    ),
     PoolSpec(name="api-caller", agents=("actors.agents.api_caller:ApiCaller",), concurrency=64, num_cpus=0.1),
 )
 

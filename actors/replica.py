@@ -61,6 +61,7 @@ class ReplicaConfig(NamedTuple):
     egress_allow: tuple[str, ...]
     num_gpus: float = 0.0
     gpu_memory_gb: float = 0.0
+    code_dir: str = ""
 
 
 class _Mailbox:
@@ -204,6 +205,7 @@ class Replica:
                 inline_limit_bytes=config.inline_limit_bytes,
                 input_dirs=config.input_dirs,
                 egress_allow=config.egress_allow,
+                code_dir=config.code_dir,
             )
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         return self._host

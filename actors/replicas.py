@@ -158,6 +158,7 @@ class Replicas:
             settings.egress_allow,
             spec.num_gpus,
             spec.gpu_memory_gb,
+            str(settings.code_dir),
         )
         replica.handle = ReplicaActor.options(
             name=ACTOR_PREFIX + replica_id,

@@ -106,7 +106,10 @@ class Settings:
         None, read_optional_path, f"Folder of Plan templates; {RESERVED}", special="empty: none"
     )
     blueprints_dir: Path | None = setting(
-        None, read_optional_path, f"Folder of blueprints; {RESERVED}", special="empty: none"
+        None,
+        read_optional_path,
+        "Folder of blueprints, `*.py` and `*.yaml`",
+        special="empty: shipped ones only",
     )
     pools_file: Path | None = setting(
         None, read_optional_path, "YAML file of agent pools", special="empty: built-in pools"
@@ -328,6 +331,11 @@ class Settings:
     def blobs_dir(self) -> Path:
         """Folder of the local blob store."""
         return self.data_dir / "blobs"
+
+    @property
+    def code_dir(self) -> Path:
+        """Folder of the code of blueprints, by digest: running jobs keep to theirs."""
+        return self.data_dir / "blueprints"
 
     @property
     def logs_dir(self) -> Path:

@@ -19,7 +19,7 @@ import psutil
 from starlette.requests import HTTPConnection
 
 from cluster.errors import Forbidden, PayloadTooLarge, TuttiError, Unauthenticated
-from serve_app.auth import CREDENTIAL_NAMES, Authenticator, Principal
+from serve_app.auth import CREDENTIAL_NAMES, NO_CREDENTIAL, Authenticator, Principal
 from serve_app.client_address import FORWARDED_FOR, TrustedProxies, parse_address
 from serve_app.rate_limit import RateLimiter
 
@@ -41,13 +41,15 @@ _log = logging.getLogger("tutti.access")
 
 
 class AccessRule(NamedTuple):
-    """Lowest role that may call, None for anybody; a scope that the caller must hold, None for none; and
-    whether it must be an operator, because what the route changes is shared by all tenants.
+    """Lowest role that may call, None for anybody; a scope that the caller must hold, None for none; whether
+    it must be an operator, because what the route changes is shared by all tenants; and whether a credential
+    is needed in open mode too, because the route's document promises 401 without one.
     """
 
     role: str | None
     scope: str | None = None
     is_for_operators: bool = False
+    needs_credential: bool = False
 
 
 class Gate:
@@ -91,6 +93,8 @@ class Gate:
         except Unauthenticated:
             await self._note_refusal(self._proxies.client_of(peer, self.peers.has(peer), forwarded))
             raise
+        if rule.needs_credential and principal.is_anonymous:
+            raise Unauthenticated(NO_CREDENTIAL)
         if self._limiter is not None:
             allowance = await self._limiter.spend(f"{principal.tenant}/{principal.subject}")
             if state is not None:
@@ -115,10 +119,14 @@ class Gate:
 
 
 def requires(
-    role: str, scope: str | None = None, *, is_for_operators: bool = False
+    role: str,
+    scope: str | None = None,
+    *,
+    is_for_operators: bool = False,
+    needs_credential: bool = False,
 ) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     """Make the dependency of a route; it gives the Principal. See AccessRule for the arguments."""
-    rule = AccessRule(role, scope, is_for_operators)
+    rule = AccessRule(role, scope, is_for_operators, needs_credential)
 
     async def check(connection: HTTPConnection) -> Principal:
         gate: Gate = connection.app.state.gate

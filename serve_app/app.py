@@ -71,6 +71,7 @@ class Ingress(OrchestratorServicer):
         self.gate: Gate = door.app.state.gate
         self.figures: RequestFigures = door.app.state.figures
         self.figures.publish_from_now_on(self.service.store)
+        self.service.blueprints.watch_from_now_on()
         return door
 
 

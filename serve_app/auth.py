@@ -23,7 +23,7 @@ from cluster.model.submission_rules import is_tenant
 if TYPE_CHECKING:
     from cluster.settings import Settings
 
-__all__ = ["CREDENTIAL_NAMES", "DEFAULT_TENANT", "ROLES", "Authenticator", "Principal"]
+__all__ = ["CREDENTIAL_NAMES", "DEFAULT_TENANT", "NO_CREDENTIAL", "ROLES", "Authenticator", "Principal"]
 
 ROLES: Mapping[str, int] = {"worker": 0, "user": 1, "agent": 2, "admin": 3}
 """Rank of each role: a higher one may do all that a lower one may. A worker only has its scope."""
@@ -31,7 +31,7 @@ ROLES: Mapping[str, int] = {"worker": 0, "user": 1, "agent": 2, "admin": 3}
 CREDENTIAL_NAMES = ("authorization", "x-api-key", "x-client-token", "x-worker-token", "x-tenant-id")
 """Headers (or metadata keys) that `Authenticator.authenticate` looks at, in lower case."""
 
-_NO_CREDENTIAL = (
+NO_CREDENTIAL = (
     "a credential is missing: use Authorization: Bearer, X-API-Key, X-Client-Token or X-Worker-Token"
 )
 
@@ -46,6 +46,7 @@ class Principal:
         role: One of ROLES.
         scopes: What it may do beyond its role.
         is_operator: Whether it is an admin of no tenant: what all tenants share is its to see and to change.
+        is_anonymous: Whether it came without a credential, in open mode.
     """
 
     subject: str
@@ -53,6 +54,7 @@ class Principal:
     role: str
     scopes: frozenset[str] = frozenset()
     is_operator: bool = False
+    is_anonymous: bool = False
 
     def has_role(self, role: str) -> bool:
         """Whether its rank is at least that of `role`."""
@@ -113,7 +115,7 @@ class Authenticator:
         if settings.global_worker_token:
             grant = _Grant("worker", "worker", DEFAULT_TENANT, frozenset({"worker"}))
             self._worker_tokens.add(_digest(settings.global_worker_token), grant)
-        self._anonymous = Principal("anonymous", DEFAULT_TENANT, "admin", is_operator=True)
+        self._anonymous = Principal("anonymous", DEFAULT_TENANT, "admin", is_operator=True, is_anonymous=True)
 
     def authenticate(self, credentials: Mapping[str, str]) -> Principal:
         """Find out who calls.
@@ -129,7 +131,7 @@ class Authenticator:
         if not credentials:
             if self._is_open:
                 return self._anonymous
-            raise Unauthenticated(_NO_CREDENTIAL)
+            raise Unauthenticated(NO_CREDENTIAL)
         grants = []
         if header := credentials.get("authorization"):
             grants.append(self._bearer(header))
@@ -140,9 +142,10 @@ class Authenticator:
         ):
             if secret := credentials.get(name):
                 grants.append(table.find(secret))
-        if not grants:
+        is_anonymous = not grants
+        if is_anonymous:
             if not self._is_open:
-                raise Unauthenticated(_NO_CREDENTIAL)
+                raise Unauthenticated(NO_CREDENTIAL)
             grants = [_Grant("anonymous", "admin", None)]
         grant = max(grants, key=lambda each: ROLES[each.role])
         return Principal(
@@ -151,6 +154,7 @@ class Authenticator:
             grant.role,
             grant.scopes,
             is_operator=grant.role == "admin" and grant.tenant is None,
+            is_anonymous=is_anonymous,
         )
 
     def _bearer(self, header: str) -> _Grant:

@@ -30,8 +30,9 @@ from serve_app.dialect import (
     error_response,
     json_response,
 )
-from serve_app.dialects import runs, tasks
-from serve_app.openapi import install_openapi
+from serve_app.dialects import jobs, runs, tasks
+from serve_app.job_service import JobService
+from serve_app.openapi import described, install_openapi
 from serve_app.operations import HealthReport, operations_routes
 from serve_app.request_figures import RequestFigures
 from serve_app.task_paths import task_routes
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DIALECTS", "TASK_FORMS", "api_routes", "build_app", "check_paths"]
 
-DIALECTS: tuple[Dialect, ...] = (tasks.DIALECT, runs.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (tasks.DIALECT, runs.DIALECT, jobs.DIALECT)
 TASK_FORMS: tuple[TaskForm, ...] = (tasks.FORM,)
 
 _log = logging.getLogger("tutti.http")
@@ -53,7 +54,7 @@ def build_app(service: RunService, settings: Settings) -> Door:
     """Build the ASGI application.
 
     Raises:
-        ValueError: Two routes have the same method and path.
+        ValueError: Two routes, or a route and a blueprint, have the same method and path.
         InvalidSetting: A credential in the settings cannot be used.
     """
     app = FastAPI(
@@ -78,6 +79,7 @@ def build_app(service: RunService, settings: Settings) -> Door:
     app.include_router(operations_routes(service, figures, capacity))
     app.include_router(api_pages())
     check_paths(app)
+    _serve_blueprints(app, service)
     schemas = (*(kind for dialect in DIALECTS for kind in dialect.schemas), *SCHEMAS, HealthReport)
     install_openapi(app, schemas)
     _add_error_handlers(app)
@@ -97,6 +99,32 @@ def check_paths(app: FastAPI) -> None:
             if key in seen:
                 raise ValueError(f"{method} {route.path} clashes with {seen[key]}")
             seen[key] = route.path
+
+
+def _serve_blueprints(app: FastAPI, service: RunService) -> None:
+    """Route the paths of blueprints, now and whenever new ones are loaded."""
+    fixed = [route for route in api_routes(app.routes) if "POST" in (route.methods or ())]
+    put_up: set[str] = set()
+    job_service = JobService(service, service.blueprints)
+
+    def is_taken(path: str) -> str | None:
+        return next((route.path for route in fixed if route.path_regex.match(path)), None)
+
+    def route(path: str) -> None:
+        if path in put_up:
+            return
+        put_up.add(path)
+        app.add_api_route(
+            path,
+            jobs.start_route(job_service, path),
+            methods=["POST"],
+            tags=[jobs.DIALECT.name],
+            summary="Create a job",
+            **described("JobAccepted", status_code=202),
+        )
+        app.openapi_schema = None
+
+    service.blueprints.open(is_taken, route)
 
 
 def api_routes(routes: Sequence[Any]) -> list[APIRoute]:

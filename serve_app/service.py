@@ -36,6 +36,7 @@ from cluster.store.blobs import BlobStore
 from cluster.store.capacity import CapacitySnapshot, CapacityStore
 from cluster.store.large_inputs import offload_inputs
 from cluster.store.run_store import RunStore
+from serve_app.blueprint_shelf import BlueprintShelf
 
 if TYPE_CHECKING:
     from cluster.scheduling.reasons import StepWait
@@ -92,13 +93,18 @@ class Health(NamedTuple):
 
 
 class RunService:
-    """One per process."""
+    """One per process.
+
+    Attributes:
+        blueprints: Those that are served; empty until they are loaded.
+    """
 
     def __init__(self, store: RunStore, settings: Settings) -> None:
         self.store = store
         self.settings = settings
         self._capacity = CapacityStore(store.redis)
         self._blobs = BlobStore(settings.blobs_dir)
+        self.blueprints = BlueprintShelf(settings)
         self._started_at = time.monotonic()
         self.version = _version()
 
@@ -109,6 +115,7 @@ class RunService:
 
     async def close(self) -> None:
         """Close the store."""
+        await self.blueprints.close()
         await self.store.close()
 
     # -- submit

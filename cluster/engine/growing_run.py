@@ -31,7 +31,6 @@ QUARANTINE = "quarantine"
 RETRY = "retry"
 DISCARD = "discard"
 """How a quarantined visit is answered."""
-_NOTHING = Template((b"{}",))
 _NULL = Template((b"null",))
 
 
@@ -224,7 +223,8 @@ def _compiled_step(
     name = f"{growth.state}:{visit}"
     if growth.failure is not None:
         step = Step(name=f"{name}:{QUARANTINE}", capability=QUARANTINE, answers=(RETRY, DISCARD))
-        return CompiledStep(index, step, _NOTHING, None, None)
+        error = {"code": growth.failure.code, "message": growth.failure.message}
+        return CompiledStep(index, step, Template((orjson.dumps(error),)), None, None)
     position = growth.works[place]
     if position < 0:
         step = Step(name=name, capability=capability, answers=state.answers, timeout_s=state.state.timeout_s)

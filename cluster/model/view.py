@@ -85,6 +85,7 @@ class RunView(RunSummary, frozen=True, kw_only=True):
         plan: The Plan as JSON-able builtins.
         inputs: Of a Run of a Blueprint: what it was given; None in others.
         data: What such a Run has gathered.
+        webhook_url: Told when the Run ends; None for nobody.
     """
 
     steps: tuple[StepView, ...]
@@ -94,6 +95,7 @@ class RunView(RunSummary, frozen=True, kw_only=True):
     plan: Any
     inputs: Any = None
     data: Any = None
+    webhook_url: str | None = None
 
 
 class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -198,6 +198,7 @@ def view_of(run: Run) -> RunView:
         plan=orjson.loads(run.plan.raw),
         inputs=orjson.loads(run.inputs) if isinstance(run, GrowingRun) else None,
         data=run.scopes[""].data if isinstance(run, GrowingRun) else None,
+        webhook_url=run.header.webhook_url,
     )
 
 

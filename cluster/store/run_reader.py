@@ -21,7 +21,14 @@ from cluster.model.view import RunEvent, RunSummary, RunView
 from cluster.store import keys
 from cluster.store.connection import redis_errors_as_ours
 from cluster.store.event_feed import EventFeed
-from cluster.store.run_codec import decode_header, decode_record, decode_run, summary_of, view_of
+from cluster.store.run_codec import (
+    decode_events,
+    decode_header,
+    decode_record,
+    decode_run,
+    summary_of,
+    view_of,
+)
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
@@ -108,6 +115,13 @@ class RunReader:
         if found[0] is None or (tenant is not None and found[0].tenant != tenant):
             raise NotFound(f"run {client_id(run_id)} not found")
         return found[0]
+
+    async def events(self, run_id: str, tenant: str | None) -> list[RunEvent]:
+        """Read what has happened to a Run so far; raises as `get`."""
+        await self.summary(run_id, tenant)
+        with redis_errors_as_ours():
+            rows: Any = await self.redis.xrange(self.keys_of(run_id).events(run_id))
+        return [event for _, fields in rows for event in decode_events(fields[b"e"])]
 
     async def ended_outputs(self, run_ids: Sequence[str]) -> list[Run | NotFound | None]:
         """For each id the Run if it has ended, NotFound if it is unknown, None while it goes on."""
@@ -298,7 +312,7 @@ class RunReader:
 
     async def estimate_ms(self, plan: Plan) -> int:
         """Estimate submit to end: the longest path of measured mean durations, with the present waits for
-        a slot.
+        a slot. Of a Blueprint nobody knows how many Steps it will make: it counts as one.
         """
         now = time.monotonic()
         if now - self._durations[0] > _CACHE_S:
@@ -313,7 +327,7 @@ class RunReader:
             step = compiled.steps[index]
             mean_s, wait_s = known.get(step.step.capability, (_PRIOR_STEP_S, 0.0))
             ends[index] = max((ends[need] for need in step.needs), default=0.0) + mean_s + wait_s
-        return max(round(max(ends) * 1000), 1)
+        return max(round(max(ends, default=_PRIOR_STEP_S) * 1000), 1)
 
 
 def _topological(compiled: CompiledPlan) -> list[int]:

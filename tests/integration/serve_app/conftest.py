@@ -65,20 +65,21 @@ class Owner:
             await self._news.wait_for(lambda: self._driver.find(run_id))
         return self._driver.find(run_id)
 
-    async def _apply(self, run_id, *events) -> None:
+    async def apply(self, run_id, *events) -> None:
+        """Let something happen to a Run."""
         found = await self.take(run_id)
         for event in events:
             self._driver.apply(*found, event)
 
     async def begin(self, run_id, step, item=-1) -> None:
         """Assign a step, and tell some progress of it."""
-        await self._apply(run_id, ev.StepAssigned(step, item, f"agent-{step}"))
-        await self._apply(run_id, ev.StepProgressed(step, item, 1, 0.5, "half way"))
+        await self.apply(run_id, ev.StepAssigned(step, item, f"agent-{step}"))
+        await self.apply(run_id, ev.StepProgressed(step, item, 1, 0.5, "half way"))
 
     async def succeed(self, run_id, *outputs) -> None:
         """Let the first steps of a Run succeed, one after the other."""
         for step, output in enumerate(outputs):
-            await self._apply(
+            await self.apply(
                 run_id,
                 ev.StepAssigned(step, -1, f"agent-{step}"),
                 ev.StepSucceeded(step, -1, 1, orjson.dumps(output)),
@@ -86,7 +87,7 @@ class Owner:
 
     async def fail(self, run_id, step, code, message) -> None:
         """Let a step fail for good."""
-        await self._apply(
+        await self.apply(
             run_id,
             ev.StepAssigned(step, -1, f"agent-{step}"),
             ev.StepFailed(step, -1, 1, Failure(code, message), 0.5),

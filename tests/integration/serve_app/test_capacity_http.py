@@ -55,6 +55,7 @@ async def test_pools_say_where_they_were_declared(settings, make_client, redis_u
     assert sources == {
         "api-caller": "built-in",
         "basic": "file",
+        "blueprint-handlers": "built-in",
         "data-analysis": "built-in",
         "data-ingest": "built-in",
         "llm": "file",  # not in this node's file, but the scheduler has it

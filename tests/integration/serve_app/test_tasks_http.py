@@ -9,6 +9,7 @@ import pytest
 
 from cluster.settings import Settings
 from serve_app.service import RunService
+from tests.golden_pairs import replay
 
 pytestmark = pytest.mark.integration
 
@@ -16,29 +17,8 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "000"
 BODY = json.loads((GOLDEN / "submit.json").read_text())["request"]["body"]
 
 
-def _assert_matches(expected, found, where="$"):
-    """Compare; "<int>" stands for any value of that type, and objects may have more than is expected."""
-    if isinstance(expected, str) and expected.startswith("<"):
-        assert type(found).__name__ == expected.strip("<>"), where
-    elif isinstance(expected, dict):
-        assert isinstance(found, dict), where
-        assert set(expected) <= set(found), where
-        for name, value in expected.items():
-            _assert_matches(value, found[name], f"{where}.{name}")
-    elif isinstance(expected, list):
-        assert len(expected) == len(found), where
-        for position, value in enumerate(expected):
-            _assert_matches(value, found[position], f"{where}[{position}]")
-    else:
-        assert expected == found, where
-
-
 async def _replay(client, name):
-    pair = json.loads((GOLDEN / f"{name}.json").read_text())
-    request = pair["request"]
-    response = await client.request(request["method"], request["path"], json=request.get("body"))
-    assert response.status_code == pair["response"]["status"]
-    _assert_matches(pair["response"]["body"], response.json())
+    await replay(client, "000", name)
 
 
 def _frames(text):

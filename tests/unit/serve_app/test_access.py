@@ -11,7 +11,16 @@ from serve_app.access import LocalPeers, rule_of
 from serve_app.http_app import api_routes, build_app
 from serve_app.service import RunService
 
-PUBLIC = {"/health", "/metrics", "/_public/metrics", "/docs", "/redoc", "/docs/assets/{name}"}
+PUBLIC = {
+    "/_public/status",
+    "/_public/webhooks/approval/{job_id}",
+    "/health",
+    "/metrics",
+    "/_public/metrics",
+    "/docs",
+    "/redoc",
+    "/docs/assets/{name}",
+}
 KEYS = {"A": "admin-key:admin", "U": "user-key:user"}
 NOWHERE = "unix:///nowhere/redis.sock"
 

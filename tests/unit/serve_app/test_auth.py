@@ -42,7 +42,7 @@ def _bearer(token):
 
 
 def test_missing_credential_is_an_admin_in_open_mode_and_refused_otherwise():
-    anonymous = Principal("anonymous", "default", "admin", is_operator=True)
+    anonymous = Principal("anonymous", "default", "admin", is_operator=True, is_anonymous=True)
     assert Authenticator(Settings()).authenticate({}) == anonymous
     with pytest.raises(Unauthenticated, match="missing"):
         _required().authenticate({})

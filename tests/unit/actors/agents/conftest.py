@@ -25,6 +25,7 @@ class FolderContext:
         self.idempotency_key = "run-1/step"
         self.input_dirs: tuple[str, ...] = ()
         self.egress_allow: tuple[str, ...] = ()
+        self.code_dir = ""
         self.told: list[tuple[float, str]] = []
         self.stop_after: int | None = None
         self._folder = folder

@@ -1,0 +1,1 @@
+"""The shipped blueprints: small ones, for trying the service and its workers. See examples/blueprints/."""
