@@ -13,6 +13,8 @@ __all__ = ["cause_line", "first_line"]
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TRACED = re.compile(r'^ +File "', re.MULTILINE)
 _OUR_CLASS = re.compile(r"^cluster\.errors\.\w+: ")
+_ALERT = "[ALERT]"
+"""Before what stopped HAProxy; its notices and warnings come first."""
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(: .*)?")
 
 
@@ -29,6 +31,8 @@ def cause_line(text: str) -> str:
     the first; empty where the text is.
     """
     text = _COLOUR.sub("", text).strip()
+    if alerts := [line for line in text.splitlines() if _ALERT in line]:
+        return alerts[-1].partition(_ALERT)[2].strip()
     if _TRACED.search(text):
         raised = [line for line in text[_last_trace(text) :].splitlines() if _RAISED.fullmatch(line)]
         if raised:

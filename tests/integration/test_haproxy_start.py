@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 
 import grpc
@@ -35,8 +37,10 @@ class Replica:
     nothing or no more.
     """
 
-    def __init__(self, answers: list[bytes]) -> None:
+    def __init__(self, answers: list[bytes], *, is_silent: bool = False) -> None:
         self.asked: list[str] = []
+        self._is_silent = is_silent
+        self._held: list[socket.socket] = []
         self._answers = answers
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = int(self._socket.getsockname()[1])
@@ -47,18 +51,25 @@ class Replica:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._socket.accept()
-                with connection, contextlib.suppress(OSError):
+                with contextlib.ExitStack() as until, contextlib.suppress(OSError):
+                    until.enter_context(connection)
                     line = connection.recv(65536).decode("latin-1").partition("\r\n")[0]
                     if "/-/healthz" in line:
                         connection.sendall(HEALTHY)
-                    elif line:
+                    elif line and not line.startswith("PRI "):  # gRPC's health checks come here too
                         self.asked.append(line)
+                        if self._is_silent:
+                            until.pop_all()
+                            self._held.append(connection)
+                            continue
                         connection.sendall(self._answers.pop(0) if self._answers else b"")
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join()
+        for each in self._held:
+            each.close()
 
 
 class Proxy:
@@ -196,6 +207,46 @@ def test_answers_of_serve_itself_become_ours_and_the_services_own_stay(folder: P
         assert (own.status_code, own.text) == (int(status[:3]), "{}")
 
 
+def test_body_that_breaks_off_in_a_bad_chunk_is_refused_in_the_shape_of_errors(folder: Path) -> None:
+    """What is wrong before the end of the head never gets this far: HAProxy's text for that is its own."""
+    replica = Replica([], is_silent=True)
+    with (
+        proxy_before(folder, replica) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.http_port), 10) as connection,
+    ):
+        head = b"POST /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"2\r\n{}\r\n")
+        deadline = time.monotonic() + 10
+        while not replica.asked:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        connection.sendall(b"no size\r\n")
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.getheader("content-type")) == (400, "application/json")
+        told = json.loads(answer.read())
+        assert told["error"] == {"code": "VALIDATION_ERROR", "message": told["detail"]}
+
+
+def test_method_that_http_does_not_know_is_refused_before_a_replica_sees_it(folder: Path) -> None:
+    replica = Replica([])
+    with proxy_before(folder, replica) as proxy:
+        answer = httpx.request("BREW", f"http://127.0.0.1:{proxy.http_port}/health")
+        assert (answer.status_code, answer.headers["content-type"]) == (405, "application/json")
+        assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+        assert answer.json()["error"] == {"code": "METHOD_NOT_ALLOWED", "message": answer.json()["detail"]}
+        assert replica.asked == []
+
+
+def test_request_that_only_the_replicas_server_cannot_read_is_refused_in_the_shape_too(folder: Path) -> None:
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 3"
+    plain = head + b"\r\nConnection: close\r\n\r\nno."
+    with proxy_before(folder, Replica([plain])) as proxy:
+        answer = httpx.get(f"http://127.0.0.1:{proxy.http_port}/api/v1/runs")
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
+        assert answer.json()["error"]["code"] == "VALIDATION_ERROR"
+
+
 def test_figures_of_haproxy_are_for_this_machine_only(folder: Path) -> None:
     with proxy_before(folder) as proxy:
         hosts = {
@@ -207,4 +258,5 @@ def test_figures_of_haproxy_are_for_this_machine_only(folder: Path) -> None:
 
 
 def test_what_is_not_in_the_configuration_is_left_as_it_is() -> None:
-    assert haproxy_start.amended("global\n    maxconn 1\n", "page") == "global\n    maxconn 1\n"
+    pages = dict.fromkeys(haproxy_start.error_pages(), "page")
+    assert haproxy_start.amended("global\n    maxconn 1\n", pages) == "global\n    maxconn 1\n"

@@ -29,3 +29,8 @@ def test_actor_that_could_not_be_made_is_told_by_what_was_raised_without_colours
     assert cause_line(text.replace("cluster.errors.InvalidSetting", "ValueError")).startswith("ValueError: T")
     assert cause_line("\x1b[31mred\x1b[0m\nmore") == "red"
     assert cause_line(" \n") == ""
+
+
+def test_haproxy_that_does_not_start_is_told_by_its_alert_and_not_by_its_notices() -> None:
+    text = "HAProxy crashed: [NOTICE] (1) : version 2\n[WARNING] (1) : no log\n[ALERT]  (1) : cannot bind"
+    assert cause_line(text) == "(1) : cannot bind"
