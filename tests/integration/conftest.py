@@ -85,6 +85,8 @@ def ray_cluster() -> Iterator[Cluster]:
             "object_store_memory": 100 << 20,
             "include_dashboard": False,
             "temp_dir": str(folder),
+            # A killed node is noticed after five refused questions, a slow one has ten seconds for each.
+            "_system_config": {"health_check_period_ms": 1000},
         },
     )
     ray.init(address=cluster.address, namespace="tutti")
