@@ -374,9 +374,9 @@ class Blueprint:
         """Do nothing but go on, after merging `data` into what was gathered."""
         self._add(State(name=name, kind=StateKind.PASS, moves=_moves({core.SUCCESS: to}), set=data), start)
 
-    def end(self, name: str, *, failure: bool = False, message: Any = None) -> None:
+    def end(self, name: str, *, failure: bool = False, message: Any = None, start: bool = False) -> None:
         """End the job: finished, or failed with a message."""
-        self._add(State(name=name, kind=StateKind.END, is_failure=failure, message=message), start=False)
+        self._add(State(name=name, kind=StateKind.END, is_failure=failure, message=message), start)
 
     def _add(self, state: State, start: bool) -> None:
         self._states.append(state)

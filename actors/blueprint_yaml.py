@@ -91,7 +91,7 @@ def _add_state(blueprint: Blueprint, name: str, given: Any, *, start: bool) -> N
         _refuse_unknown(state, {"end", "message"}, where)
         if state["end"] not in (None, "failure"):
             raise InvalidPlan(f"{where}: an end is `end` or `end: failure`")
-        blueprint.end(name, failure=state["end"] == "failure", message=state.get("message"))
+        blueprint.end(name, failure=state["end"] == "failure", message=state.get("message"), start=start)
         return
     if kind == "pass":
         _refuse_unknown(state, {"pass", "to", "set"}, where)

@@ -19,7 +19,7 @@ import structlog
 
 from actors.dispatcher import Dispatcher
 from actors.figures import Figures
-from actors.intake import IDLE, Intake
+from actors.intake import IDLE, Intake, takes_no_room
 from actors.messages import AttemptKey, Report, StepCall
 from actors.partition import Partition, TakenBatch
 from actors.pool_line import Ready
@@ -101,7 +101,7 @@ class Driver:
                 self._to_queue.append((run, command.step, command.item))
             else:
                 partition.after_commit(run, command)
-        if run.record.status in IDLE:
+        if run.record.status in IDLE or (run.record.phase and takes_no_room(run)):
             partition.idle.add(run.run_id)
         elif partition.idle:
             partition.idle.discard(run.run_id)

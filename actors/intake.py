@@ -15,6 +15,7 @@ from actors.parking import ParkingLine
 from actors.partition import Partition, command_event, details_verdict, verdict_of
 from actors.waits import wait_of_parked, waits_of
 from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError
+from cluster.lifecycle.phase import Phase
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import events as ev
 from cluster.model.run_id import client_id
@@ -29,12 +30,19 @@ if TYPE_CHECKING:
     from cluster.scheduling.reasons import StepWait
     from cluster.store.journal import InboxEntry
 
-__all__ = ["IDLE", "Intake"]
+__all__ = ["IDLE", "Intake", "takes_no_room"]
 
 _UNPARK_AT_ONCE = 500
 IDLE = frozenset({RunStatus.PENDING, RunStatus.PAUSED, RunStatus.WAITING})
 """Runs in these statuses are in memory but take no room."""
 _UNPARKED = frozenset({RunStatus.PENDING, RunStatus.WAITING})
+
+
+def takes_no_room(run: Run) -> bool:
+    """Whether a Run in memory leaves room for others: it waits for what may take days, somebody or a worker
+    outside, and if it took any, many of them would keep out all that could go on.
+    """
+    return run.record.status in IDLE or (run.record.phase == Phase.OUTSIDE and not run.running)
 
 
 class Intake:
@@ -149,7 +157,8 @@ class Intake:
         if run.record.status.is_terminal:
             return
         has_room = self.num_loaded < self._settings.max_loaded_runs
-        if has_room or run.running or run.record.status in _UNPARKED:
+        is_outside = run.record.phase == Phase.OUTSIDE
+        if has_room or run.running or is_outside or run.record.status in _UNPARKED:
             self._adopt(partition, run)
             return
         self._line.add(partition, run)
@@ -159,7 +168,7 @@ class Intake:
     def _adopt(self, partition: Partition, run: Run) -> None:
         partition.runs[run.run_id] = run
         partition.parked_ids.discard(run.run_id)
-        if run.record.status in IDLE:
+        if takes_no_room(run):
             partition.idle.add(run.run_id)
         if run.running:
             self._driver.dispatcher.hold(run)

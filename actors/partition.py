@@ -39,7 +39,8 @@ class Partition:
 
     Attributes:
         runs: Runs in memory that have not ended.
-        idle: Ids of Runs in memory that wait for other Runs or are paused; they leave room for others.
+        idle: Ids of Runs in memory that wait for other Runs, answers or workers outside, or are paused; they
+            leave room for others.
         parked_ids: Ids of Runs that wait in Redis for room in memory.
         adopted: Ids loaded at the takeover: their inbox entries are old news.
         cursor: Last inbox id handled.

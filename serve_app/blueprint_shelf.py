@@ -55,7 +55,7 @@ class ServedBlueprint(NamedTuple):
         """
         if not isinstance(given, dict):
             raise InvalidInput("initial_data: must be an object", field="initial_data")
-        return accepted_inputs(self.model, given)
+        return accepted_inputs(self.model.parameters, given)
 
 
 class BlueprintShelf:

@@ -15,13 +15,13 @@ from cluster.engine.growing_run import DISCARD, QUARANTINE, WAIT, GrowingRun
 from cluster.engine.outcome import Outcome
 from cluster.engine.records import Growth
 from cluster.engine.steps import Settlement, emit, unblock
-from cluster.errors import FailureCode, StepError
+from cluster.errors import FailureCode, InvalidInput, StepError
 from cluster.lifecycle.phase import Phase
 from cluster.lifecycle.run_status import RunEventKind
 from cluster.lifecycle.step_status import StepStatus
 from cluster.model.blueprint import CANCELLED, FAILURE, SUCCESS, TIMEOUT, StateKind
 from cluster.model.compiled import MAX_STEPS
-from cluster.model.compiled_blueprint import CompiledState
+from cluster.model.compiled_blueprint import CompiledState, accepted_inputs
 from cluster.model.plan import OUTSIDE_PREFIX
 from cluster.model.view import Failure
 
@@ -64,9 +64,7 @@ class _Path:
                 if compiled.set is not None:
                     self.note("set", state.scope, orjson.loads(run.render(compiled.set, compiled)))
                 if state.kind is StateKind.SUB:
-                    template = compiled.inputs
-                    inputs = {} if template is None else orjson.loads(run.render(template, compiled))
-                    self.note("open", name, inputs)
+                    self.note("open", name, self._inputs_of(compiled))
                     name = state.start
                     continue
                 if state.kind is StateKind.WORK:
@@ -88,6 +86,19 @@ class _Path:
             if found is None:
                 return self.fail(compiled, failure or _no_move(compiled, status))
             name = found
+
+    def _inputs_of(self, compiled: CompiledState) -> dict[str, Any]:
+        """Make the inputs of a sub-blueprint."""
+        given = {} if compiled.inputs is None else orjson.loads(self.run.render(compiled.inputs, compiled))
+        if not isinstance(given, dict):
+            raise StepError(
+                f"state {compiled.state.name}: its inputs are no object", FailureCode.VALIDATION_ERROR
+            )
+        try:
+            return accepted_inputs(compiled.state.parameters, given)
+        except InvalidInput as error:
+            message = f"state {compiled.state.name}: {error.message}"
+            raise StepError(message, FailureCode.VALIDATION_ERROR) from error
 
     def _capabilities(self, compiled: CompiledState, works: tuple[int, ...]) -> tuple[str, ...]:
         found = []

@@ -138,6 +138,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         blueprint: SUB: its name.
         inputs: SUB: its inputs; may hold references.
         start: SUB, expanded: its first state.
+        parameters: SUB, expanded: what its inputs must be.
         scope: Expanded: the SUB state it belongs to, "" for none.
         is_failure: END: the Run fails.
     """
@@ -153,6 +154,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     blueprint: str = ""
     inputs: Json = None
     start: str = ""
+    parameters: tuple[Parameter, ...] = ()
     scope: str = ""
     is_failure: bool = False
 

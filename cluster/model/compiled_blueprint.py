@@ -330,15 +330,15 @@ def _is_of(value: Json, kind: ParameterType) -> bool:
     return isinstance(value, _TYPES[kind]) and (kind is ParameterType.BOOLEAN or not isinstance(value, bool))
 
 
-def accepted_inputs(blueprint: Blueprint, inputs: dict[str, Json]) -> dict[str, Json]:
-    """Check a Run's inputs against the parameters and put defaults in.
+def accepted_inputs(parameters: tuple[Parameter, ...], inputs: dict[str, Json]) -> dict[str, Json]:
+    """Check inputs against the parameters of a Blueprint and put defaults in.
 
     Raises:
         InvalidInput: One is missing, has another type, or is not declared; without parameters all will do.
     """
-    if not blueprint.parameters:
+    if not parameters:
         return inputs
-    declared = {each.name: each for each in blueprint.parameters}
+    declared = {each.name: each for each in parameters}
     if unknown := [name for name in inputs if name not in declared]:
         raise InvalidInput(f"{unknown[0][:100]}: is none of {', '.join(declared)}", field=unknown[0][:100])
     found = dict(inputs)

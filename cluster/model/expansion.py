@@ -45,7 +45,9 @@ def _expanded(
             raise InvalidPlan(
                 f"blueprint {above[-1]}: there is no blueprint {state.blueprint!r}", field=state.name
             )
-        states.append(msgspec.structs.replace(own, start=f"{own.name}.{inner.start}"))
+        states.append(
+            msgspec.structs.replace(own, start=f"{own.name}.{inner.start}", parameters=inner.parameters)
+        )
         states += _expanded(inner, find, own.name, (*above, inner.name))
     return states
 

@@ -1,4 +1,4 @@
-"""What settings say of keys, clients, pools and agents, checked before anything is started.
+"""What settings say of keys, clients, pools, agents and blueprints, checked before anything is started.
 
 The processes that use these settings check them too; there a mistake is found after half a minute, and told
 by Ray or Serve. Agents are looked for and not imported: that may take long, and other nodes may have what
@@ -8,12 +8,17 @@ this one lacks, so that one which is not found is a warning.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from actors.pools import declared_pools
+from cluster.errors import InvalidSetting
 from serve_app.auth import Authenticator
+from serve_app.http_app import build_app
+from serve_app.service import RunService
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
     from cluster.settings import Settings
 
 __all__ = ["check_declared"]
+
+_NO_REDIS = "unix:///nowhere/redis.sock"
 
 
 def check_declared(settings: Settings) -> tuple[str, ...]:
@@ -30,7 +37,8 @@ def check_declared(settings: Settings) -> tuple[str, ...]:
         Warnings, one line each, that begin with the setting's name.
 
     Raises:
-        InvalidSetting: A key's role or tenant, the clients file or the pools file cannot be used.
+        InvalidSetting: A key's role or tenant, the clients file or the pools file cannot be used, or a
+            blueprint wants a path that is not free.
     """
     Authenticator(settings)
     warnings = []
@@ -49,7 +57,20 @@ def check_declared(settings: Settings) -> tuple[str, ...]:
                     f"{variable}: there is no module {module} here: "
                     f"unless the Ray cluster's nodes have it, nothing serves {path}"
                 )
+    warnings += _blueprint_warnings(settings)
     return tuple(warnings)
+
+
+def _blueprint_warnings(settings: Settings) -> list[str]:
+    """Put the routes together as ingress replicas do; nothing is sent to the store for that."""
+    with TemporaryDirectory() as folder:
+        service = RunService.connect(replace(settings, redis_url=_NO_REDIS, data_dir=Path(folder)))
+        try:
+            build_app(service, settings)
+        except ValueError as error:
+            raise InvalidSetting(f"TUTTI_BLUEPRINTS_DIR: {error}") from error
+    problems = service.blueprints.problems
+    return [f"TUTTI_BLUEPRINTS_DIR: {each.origin}: {' '.join(each.reason.split())}" for each in problems]
 
 
 def _is_there(module: str) -> bool:

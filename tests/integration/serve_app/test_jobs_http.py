@@ -9,6 +9,7 @@ from cluster.model.view import Failure
 from cluster.settings import Settings
 from serve_app.service import RunService
 from tests.golden_pairs import replay
+from tests.integration.serve_app.conftest import Owner
 
 pytestmark = pytest.mark.integration
 
@@ -330,3 +331,28 @@ async def test_shipped_ext_parallel_gathers_what_its_echoes_say(client, owner):
         "second": 2,
         "third": 3,
     }
+
+
+async def test_jobs_that_wait_for_workers_outside_keep_no_other_run_out(service, settings, make_client):
+    owner = Owner(dataclasses.replace(settings, max_loaded_runs=1))
+    await owner.start()
+    async with make_client(service, settings, headers=TOKEN) as client:
+        waiting = [await create(client, "mine", n=1) for _ in range(3)]
+        for job_id in waiting:
+            await until(client, job_id, "waiting_for_worker")
+        job_id = await create(client, "simple_flow")
+        await owner.succeed(job_id, {"data": {"greeting": "Hello"}}, {"data": {"letters": 5}})
+        await until(client, job_id, "finished")
+    await owner.close()
+
+
+async def test_job_reads_as_a_task_and_as_a_run_too(client, owner):
+    job_id = await create(client, "approval_flow")
+    await until(client, job_id, "waiting_for_human")
+    assert (await client.get(f"/api/v1/tasks/{job_id}")).json()["status"] == "running"
+    run = (await client.get(f"/api/v1/runs/{job_id}")).json()
+    assert (run["status"], run["dialect"], run["steps"][0]["name"]) == ("waiting", "jobs", "review:0")
+    assert '"review:0"' in (await client.get(f"/api/v1/runs/{job_id}/graph")).text
+    (wait,) = (await client.get(f"/api/v1/runs/{job_id}/why")).json()["waits"]
+    assert wait["reason"]["kind"] == "approval"
+    assert len((await client.get("/api/v1/runs?status=waiting&dialect=jobs")).json()["runs"]) == 1

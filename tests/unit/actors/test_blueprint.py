@@ -137,10 +137,10 @@ def test_inputs_are_checked_against_the_parameters_and_defaults_put_in() -> None
     flow.end("done")
     flow.pass_through("a", to="done", start=True)
     model = flow.model()
-    assert accepted_inputs(model, {"url": "x"}) == {"url": "x", "n": 2}
+    assert accepted_inputs(model.parameters, {"url": "x"}) == {"url": "x", "n": 2}
     for wrong in ({}, {"url": 1}, {"url": "x", "n": True}, {"url": "x", "other": 1}):
         with pytest.raises(InvalidInput):
-            accepted_inputs(model, wrong)
+            accepted_inputs(model.parameters, wrong)
 
 
 def test_outcome_names_status_and_data() -> None:

@@ -152,3 +152,26 @@ def test_examples_are_in_order_and_the_circle_leaves_when_it_should(archive: Cod
     models = {each.blueprint.name: each.blueprint.model(each.code) for each in report.found}
     for name in ("draft_until_good", "translate_and_review"):
         compile_blueprint(expand(models[name], models.get))
+
+
+def test_package_adds_blueprints_by_an_entry_point_and_its_code_may_import_neighbours(
+    archive: CodeArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "own_flows"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "neighbour.py").write_text("SIX = 6")
+    code = CODE.replace("n + 1", "n + SIX").replace(
+        "import Any\n", "import Any\nfrom .neighbour import SIX\n"
+    )
+    (package / "flows.py").write_text(code)
+    metadata = tmp_path / "site" / "own_flows-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: own-flows\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[tutti.blueprints]\nmine = own_flows.flows:flow\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    report = find_blueprints(None, archive)
+    assert report.problems == []
+    found = next(each for each in report.found if each.blueprint.name == "mine")
+    assert found.origin == "entry point own_flows.flows:flow"
+    assert call(tmp_path / "code", found.code, {"n": 1, "job_id": "j"})["data"]["n"] == 7

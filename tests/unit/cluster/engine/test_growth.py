@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import orjson
 import pytest
+from msgspec import structs
 
+from cluster.engine import GrowingRun
 from cluster.errors import Conflict
 from cluster.lifecycle.run_status import RunStatus
-from cluster.model.blueprint import Move, Work
+from cluster.model.blueprint import Move, Parameter, ParameterType, Work
 from cluster.model.events import TimerFired
 from cluster.model.expansion import expand
 from cluster.model.view import Failure
@@ -306,3 +308,34 @@ def test_run_that_would_grow_without_end_fails_at_the_bound(monkeypatch: pytest.
     for index in range(3):
         stage.do(index, output=told_status("again"))
     assert stage.run.record.error == Failure("EXECUTION_FAILED", "the run would grow to over 3 steps")
+
+
+def test_inputs_of_a_sub_blueprint_are_checked_and_get_its_defaults() -> None:
+    parameters = (
+        Parameter(name="n", type=ParameterType.INTEGER, required=True),
+        Parameter(name="m", type=ParameterType.INTEGER, default=5),
+    )
+    inner = structs.replace(INNER, parameters=parameters)
+    outer_one = blueprint(sub("step", "inner", {"n": {"$ref": "inputs.n"}}, success="end"), end())
+    expanded = expand(outer_one, {"inner": inner}.get)
+    stage = Stage(blueprint=expanded, inputs={"n": 7})
+    assert started(stage.assign(0)).inputs == b'{"n":7,"m":5}'
+    stage = Stage(blueprint=expanded, inputs={"n": "seven"})
+    assert stage.run.record.phase == "quarantined"
+    assert view_from_store(stage).steps[0].question == {
+        "code": "VALIDATION_ERROR",
+        "message": "state step: n: must be of type integer",
+    }
+
+
+def test_work_of_a_step_is_that_of_its_state_and_of_a_wait_none() -> None:
+    demands = {"strategy": "cheapest"}
+    one = Work(capability="x", is_outside=True, name="one", demands=demands)
+    stage = staged(
+        work("fan", Work(capability="work", name="zero"), one, success="ask"), wait("ask", yes="end"), end()
+    )
+    assert isinstance(stage.run, GrowingRun)
+    assert stage.run.work_of(1) == one
+    stage.do(0)
+    stage.do(1)
+    assert stage.run.work_of(2) is None

@@ -104,3 +104,17 @@ def test_service_with_such_a_setting_ends_with_the_line_and_has_started_nothing(
     assert refused.stderr.startswith("error: ORCHESTRATOR_API_KEY_Z: 'bogus' is not one of ")
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_blueprint_at_a_path_that_is_not_free_is_refused_and_a_broken_one_is_a_warning(
+    tmp_path: Path,
+) -> None:
+    text = "{name: mine, endpoint: /other, start: done, states: {done: end}}"
+    (tmp_path / "broken.yaml").write_text("name: [")
+    (tmp_path / "mine.yaml").write_text(text)
+    settings = Settings(data_dir=tmp_path / "data", blueprints_dir=tmp_path)
+    (warning,) = check_declared(settings)
+    assert warning.startswith(f"TUTTI_BLUEPRINTS_DIR: {tmp_path}/broken.yaml: not YAML")
+    (tmp_path / "mine.yaml").write_text(text.replace("/other", "/runs"))
+    with pytest.raises(InvalidSetting, match=r"TUTTI_BLUEPRINTS_DIR: .*POST /api/v1/runs clashes"):
+        check_declared(settings)
