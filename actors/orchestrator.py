@@ -18,6 +18,7 @@ import orjson
 import structlog
 
 from actors import handles
+from actors.call_checks import check_priority_number, check_reason, check_run_id, check_run_ids, wait_limit
 from actors.driver import Driver
 from actors.leases import Leases
 from actors.submitter import Submitter
@@ -273,34 +274,42 @@ class Orchestrator:
             RunFailed: It failed or was cancelled; `code` says why.
             NotFound: Unknown.
             Unavailable: Not ended within `timeout_s`.
+            InvalidInput: `run_id` is no text, or `timeout_s` no number from 0 on.
         """
         return (await self.results([run_id], timeout_s))[0]
 
     async def results(self, run_ids: Sequence[str], timeout_s: float | None = None) -> list[Json]:
         """Wait for the outputs of many Runs, in order; raises as `result`, for the first that failed."""
+        run_ids, limit_s = check_run_ids(run_ids), wait_limit(timeout_s)
+        waiting = asyncio.ensure_future(self._waiters.wait(run_ids))
         try:
-            async with asyncio.timeout(timeout_s):
-                ends = await self._waiters.wait(run_ids)
-        except TimeoutError:
-            raise Unavailable(f"not ended within {timeout_s:g} s") from None
+            # Not by cancelling what asks Redis and then waiting for it: the limit holds whatever that does.
+            await asyncio.wait([waiting], timeout=limit_s)
+            if not waiting.done():
+                raise Unavailable(f"not ended within {limit_s:g} s")
+        finally:
+            waiting.cancel()
+        ends = waiting.result()
         return [await self._waiters.output_of(end, self._blobs) for end in ends]
 
     async def get(self, run_id: str) -> Any:
         """Read a Run as a RunView."""
-        return await self._store.get(run_id, None)
+        return await self._store.get(check_run_id(run_id), None)
 
     async def cancel(self, run_id: str, reason: str = "") -> None:
         """Cancel a Run; raises Conflict where it has ended."""
-        await self._store.command(run_id, None, "cancel", reason=reason)
+        await self._store.command(check_run_id(run_id), None, "cancel", reason=check_reason(reason))
 
     async def pause(self, run_id: str) -> None:
         """Let the Steps in flight finish and start no other; raises Conflict where the status forbids it."""
-        await self._store.command(run_id, None, "pause")
+        await self._store.command(check_run_id(run_id), None, "pause")
 
     async def resume(self, run_id: str) -> None:
         """Go on after `pause`; raises Conflict where it is not paused."""
-        await self._store.command(run_id, None, "resume")
+        await self._store.command(check_run_id(run_id), None, "resume")
 
     async def set_priority(self, run_id: str, priority: int) -> None:
         """Change the priority, 0 to 100, of what waits as well; raises Conflict where it has ended."""
-        await self._store.command(run_id, None, "priority", priority=priority)
+        await self._store.command(
+            check_run_id(run_id), None, "priority", priority=check_priority_number(priority)
+        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -19,7 +19,7 @@ import psutil
 from starlette.requests import HTTPConnection
 
 from cluster.errors import Forbidden, PayloadTooLarge, TuttiError, Unauthenticated
-from serve_app.auth import CREDENTIAL_NAMES, NO_CREDENTIAL, Authenticator, Principal
+from serve_app.auth import CREDENTIAL_NAMES, NO_CREDENTIAL, Authenticator, Principal, single_values
 from serve_app.client_address import FORWARDED_FOR, TrustedProxies, parse_address
 from serve_app.rate_limit import RateLimiter
 
@@ -69,7 +69,7 @@ class Gate:
 
     async def admit(
         self,
-        credentials: Mapping[str, str],
+        credentials: Iterable[tuple[str, str]],
         rule: AccessRule,
         state: dict[str, Any] | None = None,
         *,
@@ -79,7 +79,7 @@ class Gate:
         """Say who calls, or refuse.
 
         Args:
-            credentials: See `Authenticator.authenticate`.
+            credentials: Names of CREDENTIAL_NAMES, and values, as they were given.
             rule: What is asked for.
             state: Where to leave the allowance for the response's headers.
             peer: Address of the connection's other end.
@@ -89,7 +89,7 @@ class Gate:
             Unauthenticated, Forbidden, LimitExceeded, InvalidInput: See there.
         """
         try:
-            principal = self._authenticator.authenticate(credentials)
+            principal = self._authenticator.authenticate(single_values(credentials))
         except Unauthenticated:
             await self._note_refusal(self._proxies.client_of(peer, self.peers.has(peer), forwarded))
             raise
@@ -131,7 +131,7 @@ def requires(
     async def check(connection: HTTPConnection) -> Principal:
         gate: Gate = connection.app.state.gate
         headers = connection.scope["headers"]
-        credentials = {_WANTED[name]: value.decode("latin-1") for name, value in headers if name in _WANTED}
+        credentials = [(_WANTED[name], value.decode("latin-1")) for name, value in headers if name in _WANTED]
         client = connection.scope.get("client")
         return await gate.admit(
             credentials,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,15 @@ from cluster.model.submission_rules import is_tenant
 if TYPE_CHECKING:
     from cluster.settings import Settings
 
-__all__ = ["CREDENTIAL_NAMES", "DEFAULT_TENANT", "NO_CREDENTIAL", "ROLES", "Authenticator", "Principal"]
+__all__ = [
+    "CREDENTIAL_NAMES",
+    "DEFAULT_TENANT",
+    "NO_CREDENTIAL",
+    "ROLES",
+    "Authenticator",
+    "Principal",
+    "single_values",
+]
 
 ROLES: Mapping[str, int] = {"worker": 0, "user": 1, "agent": 2, "admin": 3}
 """Rank of each role: a higher one may do all that a lower one may. A worker only has its scope."""
@@ -177,6 +185,29 @@ class Authenticator:
         if tenant is not None and not (isinstance(tenant, str) and is_tenant(tenant)):
             raise Unauthenticated("the token is not valid")
         return _Grant(str(claims["sub"]), role, _bound(role, tenant), frozenset(scopes.split()))
+
+
+def single_values(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Take what `Authenticator.authenticate` looks at out of headers or metadata.
+
+    Which of two was meant nobody can know, and a proxy in front may have looked at the other one.
+
+    Args:
+        pairs: Names of CREDENTIAL_NAMES, and values.
+
+    Raises:
+        Unauthenticated: A credential is given twice.
+        InvalidInput: `x-tenant-id` is.
+    """
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            message = f"{name} is given more than once"
+            if name == "x-tenant-id":
+                raise InvalidInput(message, field="X-Tenant-ID", malformed=True)
+            raise Unauthenticated(message)
+        found[name] = value
+    return found
 
 
 def _digest(secret: str) -> bytes:

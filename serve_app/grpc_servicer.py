@@ -167,7 +167,7 @@ class OrchestratorServicer:
         self._check_peer(grpc_context)
         texts = [pair for pair in grpc_context.invocation_metadata() if isinstance(pair[1], str)]
         return await self.gate.admit(
-            {name: value for name, value in texts if name in CREDENTIAL_NAMES},
+            [pair for pair in texts if pair[0] in CREDENTIAL_NAMES],
             _USER,
             peer=grpc_peer_address(grpc_context.peer()),
             forwarded=[value for name, value in texts if name == FORWARDED_FOR],

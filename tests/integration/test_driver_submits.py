@@ -100,6 +100,48 @@ def test_option_that_cannot_be_used_is_refused_by_name(
         ray.get(service.orchestrator().submit.remote(one_step("noop"), **options), timeout=20)
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("result", ("x", float("nan"))),
+        ("result", ("x", -1)),
+        ("result", ("x", "soon")),
+        ("result", ("x", True)),
+        ("result", (5,)),
+        ("result", (None, 1)),
+        ("results", ("x", 1)),
+        ("results", (None, 1)),
+        ("results", ([["x"]], 1)),
+        ("get", (5,)),
+        ("pause", ({},)),
+        ("cancel", (b"x",)),
+        ("cancel", ("x", 5)),
+        ("set_priority", ("x", "high")),
+        ("set_priority", ("x", float("nan"))),
+    ],
+)
+def test_call_whose_values_cannot_be_used_is_refused_and_not_what_asyncio_makes_of_it(
+    service: RunningService, method: str, arguments: tuple[object, ...]
+) -> None:
+    with pytest.raises(InvalidInput):
+        ray.get(getattr(service.orchestrator(), method).remote(*arguments), timeout=20)
+
+
+def test_wait_without_an_end_may_be_told_as_infinity(
+    service: RunningService,
+) -> None:
+    run_id = service.submit(one_step("echo", {"n": 1}))
+    orchestrator = service.orchestrator()
+    assert ray.get(orchestrator.result.remote(run_id, timeout_s=float("inf")), timeout=30) == {"n": 1}
+    assert ray.get(orchestrator.result.remote(run_id, timeout_s=10**400), timeout=30) == {"n": 1}
+    waiting = service.submit(one_step("sleep", {"seconds": 60}))
+    for limit_s in (0, 0.01, 0.1):
+        with pytest.raises(Unavailable, match=f"not ended within {limit_s:g} s"):
+            ray.get(orchestrator.result.remote(waiting, timeout_s=limit_s), timeout=20)
+    ray.get(orchestrator.cancel.remote(waiting), timeout=20)
+    service.await_ended([waiting])
+
+
 def test_whole_submission_of_a_driver_is_checked_like_its_options(service: RunningService) -> None:
     plan = one_step("noop")
     for wrong in (

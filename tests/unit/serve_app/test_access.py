@@ -108,6 +108,26 @@ async def test_required_mode_serves_any_peer_that_has_a_credential(settings):
         assert (await client.get("/health")).status_code == 503
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("X-API-Key", "user-key"), ("X-API-Key", "admin-key")], 401),
+        ([("X-API-Key", "user-key"), ("x-api-key", "user-key")], 401),
+        ([("Authorization", "Bearer a"), ("Authorization", "Bearer b")], 401),
+        ([("X-API-Key", "admin-key"), ("X-Tenant-ID", "a"), ("X-Tenant-ID", "b")], 400),
+    ],
+)
+@pytest.mark.parametrize("auth", ["open", "required"])
+async def test_credential_that_is_given_twice_is_refused_since_nobody_knows_which_is_meant(
+    settings, headers, status, auth
+):
+    guarded = dataclasses.replace(settings, auth=auth, api_keys=KEYS)
+    async with _client(guarded) as client:
+        response = await client.get("/api/v1/runs", headers=headers)
+    assert response.status_code == status
+    assert "more than once" in response.json()["error"]["message"]
+
+
 async def test_worker_may_not_use_a_users_route(settings):
     required = dataclasses.replace(settings, auth="required", global_worker_token="token")
     async with _client(required) as client:
