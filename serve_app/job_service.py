@@ -50,6 +50,7 @@ class JobService:
         initial_data: Any,
         *,
         webhook_url: str | None,
+        webhook_words: Mapping[str, str],
         tracing_context: Mapping[str, str],
     ) -> Accepted:
         """Create a job.
@@ -63,6 +64,7 @@ class JobService:
             dialect=DIALECT_NAME,
             inputs=blueprint.inputs(initial_data),
             webhook_url=webhook_url,
+            webhook_words=dict(webhook_words),
             metadata={"blueprint_version": blueprint.digest, "tracing_context": dict(tracing_context)},
         )
         return await self.runs.submit(principal, request)

@@ -67,6 +67,7 @@ class RunRequest:
     after: tuple[str, ...] = ()
     webhook_url: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    webhook_words: dict[str, str] = field(default_factory=dict)
 
 
 class Accepted(NamedTuple):
@@ -154,6 +155,7 @@ class RunService:
             metadata=request.metadata,
             webhook_url=request.webhook_url,
             submitted_by=principal.subject,
+            webhook_words=request.webhook_words if request.webhook_url is not None else {},
             digest=digest,
         )
         outcome = await self.store.submit(submission, request.plan)

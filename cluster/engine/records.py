@@ -36,6 +36,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     webhook_url: str | None = None
     submitted_by: str = ""
+    webhook_words: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -121,6 +122,7 @@ def header_of(submission: Submission, now: float) -> RunHeader:
         metadata=submission.metadata,
         webhook_url=submission.webhook_url,
         submitted_by=submission.submitted_by,
+        webhook_words=submission.webhook_words,
     )
 
 

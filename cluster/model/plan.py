@@ -140,6 +140,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         metadata: The dialect's own notes, opaque to the core. JSON object.
         webhook_url: Told when the Run ends; None for nobody.
         submitted_by: Subject of the Principal.
+        webhook_words: The dialect's words for fields, events and statuses of the webhook's body.
         digest: Hash of the request; the same run_id with another digest is refused.
     """
 
@@ -154,4 +155,5 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     webhook_url: str | None = None
     submitted_by: str = ""
+    webhook_words: dict[str, str] = msgspec.field(default_factory=dict)
     digest: str = ""

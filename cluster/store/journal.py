@@ -10,13 +10,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import orjson
 import structlog
 from redis.asyncio import Redis
 
 from cluster.engine import GrowingRun, Run
 from cluster.errors import StaleOwner, TuttiError
-from cluster.model.run_id import client_id
 from cluster.store import keys, scripts
 from cluster.store.connection import connect_redis, redis_errors_as_ours
 from cluster.store.run_codec import (
@@ -28,6 +26,7 @@ from cluster.store.run_codec import (
     encode_step,
     field_of,
 )
+from cluster.store.webhook_bodies import end_webhook, quarantine_webhook
 
 __all__ = ["CommitBatch", "InboxEntry", "Journal", "Ownership", "RunChange"]
 
@@ -36,7 +35,7 @@ _LOAD_CHUNK = 500
 _INBOX_BLOCK_MS = 500
 _INBOX_COUNT = 1000
 _EVENTS_TOGETHER = 100  # in one entry of a Run's stream
-_NUM_CREATIONS = 3  # its place among the arguments of commit.lua
+_NUM_CREATIONS, _NUM_NOTICES = 3, 8  # their places among the arguments of commit.lua
 
 
 class Ownership(NamedTuple):
@@ -260,6 +259,7 @@ class Journal:
             len(batch.verdicts),
             part.wake,
             part.verdicts,
+            0,
         ]
         for change in batch.changes:
             if change.creation is not None:
@@ -274,6 +274,9 @@ class Journal:
         for command_id, verdict in batch.verdicts:
             names.append(part.verdict(command_id))
             arguments += (command_id, verdict, keys.VERDICT_TTL_S * 1000)
+        for change in batch.changes:
+            if change.growths and change.run.header.webhook_url:
+                _add_notices(change, arguments)
         return scripts.COMMIT, names, arguments
 
     def _encode_change(self, change: RunChange, arguments: list[Any]) -> None:
@@ -303,7 +306,7 @@ class Journal:
             arguments.append("")
             return
         arguments += (record.status, run.header.tenant, self._retention_ms, record.ended_at or 0.0)
-        arguments.append(_webhook_of(run) if run.header.webhook_url else "")
+        arguments.append(end_webhook(run) if run.header.webhook_url else "")
 
     # -- messages between Runs
 
@@ -371,20 +374,17 @@ class Journal:
             start += len(old) - len(gone)
 
 
+def _add_notices(change: RunChange, arguments: list[Any]) -> None:
+    """Tell who asked for it of visits that wait in quarantine."""
+    run = change.run
+    if isinstance(run, GrowingRun):
+        for number in change.growths:
+            failure = run.growths[number].failure
+            if failure is not None:
+                arguments[_NUM_NOTICES] += 1
+                arguments += (f"{run.run_id}!{number}", quarantine_webhook(run, failure), time.time())
+
+
 def _flat(entries: Any) -> Any:
     """RESP3 nests a stream's entries one list deeper than RESP2."""
     return entries[0] if entries and isinstance(entries[0], list) else entries
-
-
-def _webhook_of(run: Run) -> bytes:
-    record = run.record
-    body = {
-        "event": f"run_{record.status}",
-        "run_id": client_id(run.run_id),
-        "status": record.status,
-        "error": None if record.error is None else msgspec.to_builtins(record.error),
-        "output": orjson.Fragment(run.render_output()) if record.status == "succeeded" else None,
-    }
-    return orjson.dumps(
-        {"url": run.header.webhook_url, "payload": orjson.dumps(body).decode(), "failures": 0}
-    )

@@ -93,6 +93,17 @@ _WORDS: Mapping[tuple[RunStatus, str], str] = {
 }
 
 
+_WEBHOOK_WORDS: Mapping[str, str] = {
+    "run_id": "job_id",
+    "output": "result",
+    "succeeded": "finished",
+    "run_succeeded": "job_finished",
+    "run_failed": "job_failed",
+    "run_cancelled": "job_cancelled",
+    "run_quarantined": "job_quarantined",
+}
+
+
 class JobAccepted(msgspec.Struct):
     """Answer to the creation of a job."""
 
@@ -296,6 +307,7 @@ def start_route(jobs: JobService, path: str) -> Callable[..., Awaitable[Response
                 blueprint,
                 initial_data,
                 webhook_url=webhook_url,
+                webhook_words=_WEBHOOK_WORDS,
                 tracing_context=_tracing_context(request),
             )
             return json_response(JobAccepted("accepted", accepted.run_id), 202)

@@ -2,12 +2,13 @@
 -- KEYS  1 owner  2 inbox  3 active  4 totals  5 tenants  6 outbox  7 webhooks  8 webhooks_due,
 --       then for each creation: index; then for each Run: run, events, watchers; then for each verdict: verdict
 -- ARGV  1 epoch  2 commit number (a repeated one was written before; a gap means that the store has lost some)  3 inbox id to trim to, or ''
---       4 number of creations  5 number of Runs  6 number of verdicts  7 wake channel  8 verdict channel,
+--       4 number of creations  5 number of Runs  6 number of verdicts  7 wake channel  8 verdict channel  9 number of notices,
 --       then for each creation: run_id, tenant, created_at (its Run's hash fields come with the Runs),
 --       then for each Run:
 --         run_id, number of hash fields, field, value, …, number of stream entries, last event's seq, events, …,
 --         status if it ended now or '', and if it ended: tenant, retention ms, ended_at, webhook (JSON) or ''
 --       then for each verdict: command_id, text, TTL ms
+--       then for each notice (a webhook of a Run that goes on): id, webhook (JSON), when it is due
 -- reply -1 stale epoch or a gap, nothing written | number of messages put into the outbox; for a repeated batch, whose first
 --       reply may be lost, the number of all that wait there
 -- Events of a Run may pass no number of arguments that unpack cannot hold, so long lists go in slices.
@@ -26,7 +27,7 @@ end
 -- be able to end there, or nothing would ever be freed. What is new is refused by submit.lua and its callers.
 redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], 'commit', ARGV[2])
-local a, messages, woken = 9, 0, {}
+local a, messages, woken = 10, 0, {}
 local creations, runs, verdicts = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 for n = 1, creations do
   redis.call('ZADD', KEYS[3], ARGV[a + 2], ARGV[a])
@@ -84,6 +85,11 @@ end
 for n = 1, verdicts do
   redis.call('SET', KEYS[k + n], ARGV[a + 1], 'PX', ARGV[a + 2])
   redis.call('PUBLISH', ARGV[8], ARGV[a] .. ' ' .. ARGV[a + 1])
+  a = a + 3
+end
+for _ = 1, tonumber(ARGV[9]) do
+  redis.call('HSET', KEYS[7], ARGV[a], ARGV[a + 1])
+  redis.call('ZADD', KEYS[8], ARGV[a + 2], ARGV[a])
   a = a + 3
 end
 if ARGV[3] ~= '' then

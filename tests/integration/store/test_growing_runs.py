@@ -9,6 +9,7 @@ import redis as sync_redis
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import events as ev
 from cluster.model.plan import Plan
+from cluster.model.view import Failure
 from cluster.store.run_store import RunStore
 from tests.integration.store.conftest import OpenOwner
 from tests.integration.store.owner import ids_in, submission
@@ -59,3 +60,36 @@ async def test_next_owner_goes_on_in_a_circle_and_a_stale_one_adds_nothing(
     view = await store.get(run_id, None)
     assert (view.status, view.output["n"], view.output["ask"]["answer"]) == (RunStatus.SUCCEEDED, 2, "yes")
     assert [step.name for step in view.steps] == ["check:0", "check:1", "ask:2"]
+
+
+async def test_webhook_tells_of_quarantine_and_of_the_end_in_the_dialects_words(
+    open_owner: OpenOwner, store: RunStore, client: sync_redis.Redis
+) -> None:
+    (run_id,) = ids_in(0, 1)
+    words = {"run_id": "job", "run_quarantined": "job_stuck", "run_failed": "job_broke"}
+    await store.submit(
+        submission(run_id, plan=LOOP, webhook_url="http://127.0.0.1/hook", webhook_words=words)
+    )
+    owner = await open_owner("owner-1")
+    await owner.read()
+    owner.assign_all()
+    assert owner.partition is not None
+    run = owner.partition.runs[run_id]
+    failure = Failure("PERMANENT_ERROR", "no such codec")
+    owner.apply(run, ev.StepFailed(0, -1, 1, failure, 0.5))
+    await owner.commit()
+    assert client.zcard("tutti:{0}:webhooks_due") == 1
+    told = orjson.loads(client.hget("tutti:{0}:webhooks", f"{run_id}!1") or b"")
+    error = {"code": "PERMANENT_ERROR", "message": "no such codec"}
+    assert orjson.loads(told["payload"]) == {
+        "event": "job_stuck",
+        "job": run_id,
+        "status": "quarantined",
+        "error": error,
+        "output": None,
+    }
+    owner.apply(run, ev.AnswerGiven("", "discard", b"null", "ann"))
+    await owner.commit()
+    told = orjson.loads(client.hget("tutti:{0}:webhooks", run_id) or b"")
+    assert orjson.loads(told["payload"])["event"] == "job_broke"
+    client.delete("tutti:{0}:webhooks", "tutti:{0}:webhooks_due")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -12,10 +13,15 @@ _VARIABLES = {
     "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'examples' / 'own_agent'}",
     "TUTTI_AGENTS": "word_count.agents:count_words,word_count.agents:CommonWords",
     "TUTTI_EGRESS_ALLOW": "127.0.0.1/32",
+    "CLIENT_TOKEN": "client-token",
 }
 
 
 @pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    with running_process(tmp_path_factory.mktemp("whole"), _VARIABLES) as service:
+    data_dir = tmp_path_factory.mktemp("whole")
+    flows = data_dir / "flows"
+    shutil.copytree(REPOSITORY / "examples" / "blueprints", flows)
+    variables = {**_VARIABLES, "TUTTI_BLUEPRINTS_DIR": str(flows)}
+    with running_process(data_dir, variables) as service:
         yield service
