@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import msgspec
 import psutil
 
-__all__ = ["ProcessMark", "descendants_of", "end_processes", "find_process", "mark_of"]
+__all__ = ["ProcessMark", "descendants_of", "end_listening", "end_processes", "find_process", "mark_of"]
 
 _SAME_START_S = 1.0
 """Start times are derived from the boot time, which moves a little when the clock is set."""
@@ -81,6 +81,21 @@ def end_processes(marks: Iterable[ProcessMark], grace_s: float) -> tuple[Process
             _send(mark, number)
         living = _wait(living, wait_s)
     return tuple(living)
+
+
+def end_listening(marks: Iterable[ProcessMark], limit_s: float) -> None:
+    """Let HAProxy processes take no connection any more and end when those they have are done.
+
+    Killed, they would reset connections that clients have just opened; these are refused or answered.
+
+    Args:
+        marks: Who; others than HAProxy are passed over.
+        limit_s: Seconds to wait for their end; those with long streams go on.
+    """
+    proxies = [mark for mark in marks if mark.name == "haproxy"]
+    for mark in proxies:
+        _send(mark, signal.SIGUSR1)
+    _wait(proxies, limit_s)
 
 
 def _send(mark: ProcessMark, number: signal.Signals) -> None:

@@ -33,7 +33,7 @@ from serve_app.launch.declared import check_declared
 from serve_app.launch.leftovers import SESSION_LOGS, Claim, temporary_folder
 from serve_app.launch.port_claims import PortClaims
 from serve_app.launch.preconditions import check_disk, check_port, check_ray_address
-from serve_app.launch.processes import ProcessMark, descendants_of, find_process, mark_of
+from serve_app.launch.processes import ProcessMark, descendants_of, end_listening, find_process, mark_of
 from serve_app.launch.ray_environment import raise_open_files, serve_variables
 from serve_app.launch.redis_check import check_redis
 from serve_app.launch.redis_server import EmbeddedRedis
@@ -49,6 +49,7 @@ _CORE_PROCESSES = ("gcs_server", "raylet")
 _NAMESPACE = "tutti"
 _MIN_LOCAL_CPUS = 4
 _FORCED_STATUS = 130
+_LISTENING_END_S = 1.0
 _SAME_SIGNAL_S = 0.5
 """Terminals and supervisors signal the group as well as the process: what comes this close is one wish."""
 
@@ -158,6 +159,9 @@ class Service:
             if self._served:
                 _in_time(lambda: self._stop_serving(deadline - time.monotonic()), deadline - time.monotonic())
             _in_time(lambda: self._stop_actors(deadline - time.monotonic()), deadline - time.monotonic())
+            end_listening(
+                descendants_of(os.getpid()), min(_LISTENING_END_S, max(deadline - time.monotonic(), 0))
+            )
             _in_time(_stop_ray, max(deadline - time.monotonic(), 3.0))
         self.end_now()
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from serve_app.launch import haproxy_start
+from serve_app.launch.processes import end_listening, mark_of
 from serve_app.launch.ray_environment import free_ports
 
 with warnings.catch_warnings():
@@ -245,6 +246,27 @@ def test_request_that_only_the_replicas_server_cannot_read_is_refused_in_the_sha
         answer = httpx.get(f"http://127.0.0.1:{proxy.http_port}/api/v1/runs")
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
         assert answer.json()["error"]["code"] == "VALIDATION_ERROR"
+
+
+def test_proxy_that_ends_refuses_new_connections_and_resets_none(folder: Path) -> None:
+    replica = Replica([], is_silent=True)
+    with (
+        proxy_before(folder, replica) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.http_port), 10) as connection,
+    ):
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deadline = time.monotonic() + 10
+        while not replica.asked:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        mark = mark_of(proxy.process.pid)
+        assert mark is not None
+        end_listening([mark], 0.2)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", proxy.http_port), 1)
+        connection.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
 
 
 def test_figures_of_haproxy_are_for_this_machine_only(folder: Path) -> None:
