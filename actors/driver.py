@@ -26,6 +26,7 @@ from actors.pool_line import Ready
 from actors.replica_link import ReplicaLink
 from actors.timers import TimerWheel
 from actors.waiters import RunEnd
+from actors.worker_desk import WorkerDesk, is_outside
 from cluster.engine import Outcome, Run, advance
 from cluster.errors import StaleOwner, TuttiError
 from cluster.lifecycle.run_status import RunStatus
@@ -53,6 +54,7 @@ class Driver:
     Attributes:
         partitions: Owned partitions by number.
         dispatcher: Queues and links.
+        desk: Steps for outside workers.
         figures: Counters for /metrics and estimates.
     """
 
@@ -76,6 +78,7 @@ class Driver:
         )
         self.timers = TimerWheel()
         self.intake = Intake(self)
+        self.desk = WorkerDesk(self)
         self.on_end: Callable[[RunEnd], None] = lambda _end: None
         self._find_attempts = find_attempts
         self._replace_replica = replace_replica
@@ -105,7 +108,7 @@ class Driver:
             partition.idle.add(run.run_id)
         elif partition.idle:
             partition.idle.discard(run.run_id)
-        if run.run_id in self.dispatcher.waiting:
+        if run.run_id in self.dispatcher.waiting or run.run_id in self.desk.waiting:
             self._wait_no_more(run, event)
         self._dirty.set()
         if not self._is_queueing:
@@ -116,10 +119,12 @@ class Driver:
         """Take out of the queues what an event left without anything to wait for."""
         if run.record.status in IDLE or run.record.status.is_terminal:
             self.dispatcher.forget(run.run_id)
+            self.desk.forget(run.run_id)
         elif getattr(event, "item", -1) >= 0:
             step: int = getattr(event, "step")  # noqa: B009 - whatever has an item has a step
             if run.steps[step].status.is_terminal:
                 self.dispatcher.forget_items(run.run_id, step)
+                self.desk.forget_items(run.run_id, step)
 
     def _queue_all(self) -> None:
         """Queue what became ready. Starting or refusing it may make more ready: a loop, no recursion."""
@@ -127,7 +132,11 @@ class Driver:
         try:
             while self._to_queue:
                 run, step, item = self._to_queue.popleft()
-                if (step, item) in run.ready:
+                if (step, item) not in run.ready:
+                    continue
+                if is_outside(run, step):
+                    self.desk.queue(run, step, item)
+                else:
                     self.dispatcher.queue(run, (step, item), run.unit(step, item).crashes)
         finally:
             self._is_queueing = False
@@ -285,18 +294,28 @@ class Driver:
             self._set_timer(run, command)  # type: ignore[arg-type]
         elif kind is cmd.EndRun:
             self._forget(partition, run)
+        elif isinstance(command, cmd.QueueStep):
+            self.desk.offer(run, command.step, command.item)
         elif isinstance(command, cmd.StopStep):
             self.timers.clear((run.run_id, command.step, command.item))
+            if is_outside(run, command.step):
+                self.desk.stop(run, command)
+                return
             link = self.dispatcher.links.get(command.agent_id)
             if link is not None:
                 link.stop((run.run_id, command.step, command.item, command.attempt))
         elif isinstance(command, cmd.FindAttempt):
+            if is_outside(run, command.step):
+                self.desk.find(run, command)
+                return
             key = (run.run_id, command.step, command.item, command.attempt)
             self._searched.setdefault(command.agent_id, []).append(key)
         elif isinstance(command, cmd.WatchRuns):
             self._to_watch += [(other, run.run_id) for other in command.run_ids]
 
     def _start(self, run: Run, command: cmd.StartStep) -> None:
+        if is_outside(run, command.step):
+            return  # its worker began with the claim
         if run.unit(command.step, command.item).attempt != command.attempt:
             return  # lost and begun again while the commit was on its way
         link = self.dispatcher.links.get(command.agent_id)
@@ -437,6 +456,7 @@ class Driver:
         _refuse(partition.take().accepted)
         for run_id in partition.parked_ids:
             self.timers.clear((run_id, -1, -1))
+        self.desk.drop(partition.runs.keys())
         for run in partition.runs.values():
             self.dispatcher.forget(run.run_id)
             self.timers.clear((run.run_id, -1, -1))
@@ -452,6 +472,10 @@ class Driver:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def chance(self) -> float:
+        """Draw a number in [0, 1)."""
+        return self._random.random()
+
     def mark_dirty(self) -> None:
         """Ask for a commit."""
         self._dirty.set()
@@ -461,6 +485,7 @@ class Driver:
         for task in self._tasks:
             task.cancel()
         self.dispatcher.close()
+        self.desk.close()
 
 
 def _refuse(waiting: list[asyncio.Future[None]]) -> None:

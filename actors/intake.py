@@ -14,6 +14,7 @@ import orjson
 from actors.parking import ParkingLine
 from actors.partition import Partition, command_event, details_verdict, verdict_of
 from actors.waits import wait_of_parked, waits_of
+from actors.worker_desk import WORKER_ENTRIES
 from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError
 from cluster.lifecycle.phase import Phase
 from cluster.lifecycle.run_status import RunStatus
@@ -91,6 +92,8 @@ class Intake:
             self._take_submission(partition, run_id, fields)
         elif kind == b"command":
             await self._take_command(partition, run_id, fields)
+        elif kind in WORKER_ENTRIES:
+            await self._take_worker_entry(partition, run_id, kind, fields)
         elif kind == b"ended":
             status = RunStatus(fields[b"status"].decode())
             await self._deliver(partition, run_id, ev.PredecessorEnded(fields[b"run"].decode(), status))
@@ -115,6 +118,18 @@ class Intake:
             refusal = await self._refusal_of(partition, run_id) if outcome is None else outcome.refusal
         partition.answer(fields[b"c"].decode(), verdict_of(refusal))
 
+    async def _take_worker_entry(
+        self, partition: Partition, run_id: str, kind: bytes, fields: dict[bytes, bytes]
+    ) -> None:
+        """Take what a worker did; one of a parked Run is taken to memory."""
+        parked = await self._parked(partition, run_id)
+        with self._driver.held_back():
+            for run in parked:
+                self._adopt_parked(partition, run)
+            found = partition.runs.get(run_id)
+            if found is not None:
+                self._driver.desk.take_entry(found, kind, fields)
+
     def _why(self, partition: Partition, run_id: str) -> list[StepWait]:
         """Say why a Run's StepRuns wait; those of one that has ended do not."""
         dispatcher = self._driver.dispatcher
@@ -133,14 +148,17 @@ class Intake:
         """Let something happen to a Run, loading it where it is parked; None where it does not go on.
         Nothing of a parked Run starts before the event: it may be the one that forbids it.
         """
-        parked: list[Run] = []
-        if run_id in partition.parked_ids:
-            parked = [run async for run in self._journal.load(partition.number, [run_id])]
+        parked = await self._parked(partition, run_id)
         with self._driver.held_back():
             for run in parked:
                 self._adopt_parked(partition, run)
             found = partition.runs.get(run_id)
             return None if found is None else self._driver.apply(partition, found, event)
+
+    async def _parked(self, partition: Partition, run_id: str) -> list[Run]:
+        if run_id not in partition.parked_ids:
+            return []
+        return [run async for run in self._journal.load(partition.number, [run_id])]
 
     # -- room in memory
 

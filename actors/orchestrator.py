@@ -89,6 +89,7 @@ class Orchestrator:
                 self._inbox_loop,
                 self._driver.commit_loop,
                 self._driver.timer_loop,
+                self._driver.desk.upkeep_loop,
                 self._attend_loop,
                 self._upkeep_loop,
             ):

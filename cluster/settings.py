@@ -194,6 +194,15 @@ class Settings:
     owner_lease_s: float = setting(
         3.0, float, "Silence after which an orchestrator loses its partitions", unit="s", minimum=0.5
     )
+    worker_lease_s: float = setting(
+        40.0, float, "Silence after which an outside worker loses the tasks it has", unit="s", minimum=1
+    )
+    worker_ttl_s: float = setting(
+        120.0, float, "Silence after which an outside worker is forgotten", unit="s", minimum=1
+    )
+    worker_poll_s: float = setting(
+        30.0, float, "How long a worker's poll is held at most", unit="s", minimum=0.1, maximum=300
+    )
     command_wait_s: float = setting(
         5.0, float, "How long a request waits for a command's verdict", unit="s", minimum=0.1
     )

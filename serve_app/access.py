@@ -57,10 +57,12 @@ class Gate:
 
     Attributes:
         peers: Which peers count as this machine.
+        individual_workers: Ids of workers that have a token of their own.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._authenticator = Authenticator(settings)
+        self.individual_workers = self._authenticator.individual_workers
         self.is_open = settings.auth == "open"
         is_limited = settings.rate_limit > 0 and not self.is_open
         self._limiter = RateLimiter(settings.rate_limit) if is_limited else None

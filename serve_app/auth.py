@@ -102,6 +102,9 @@ class _TokenTable:
 class Authenticator:
     """Turns credentials into Principals, as the settings say.
 
+    Attributes:
+        individual_workers: Ids of workers that have a token of their own.
+
     Raises:
         InvalidSetting: An API key's role or a line of the clients file cannot be used.
     """
@@ -118,8 +121,11 @@ class Authenticator:
             self._api_keys.add(_digest(key), grant)
         if settings.client_token:
             self._client_tokens.add(_digest(settings.client_token), _Grant("client", "user", DEFAULT_TENANT))
+        self.individual_workers: frozenset[str] = frozenset()
         if settings.clients_file is not None:
-            _read_clients(settings.clients_file, self._client_tokens)
+            self.individual_workers = _read_clients(
+                settings.clients_file, self._client_tokens, self._worker_tokens
+            )
         if settings.global_worker_token:
             grant = _Grant("worker", "worker", DEFAULT_TENANT, frozenset({"worker"}))
             self._worker_tokens.add(_digest(settings.global_worker_token), grant)
@@ -250,8 +256,11 @@ def _without_content(error: Exception) -> str:
     return "it is not YAML" if line is None else f"line {line + 1} is not YAML"
 
 
-def _read_clients(path: Path, tokens: _TokenTable) -> None:
-    """Read `[{name, token | token_sha256, role, tenant}]`; role defaults to user."""
+def _read_clients(path: Path, tokens: _TokenTable, worker_tokens: _TokenTable) -> frozenset[str]:
+    """Read `[{name, token | token_sha256, role, tenant}]`; role defaults to user. With the role worker it is
+    the token of the one worker with that name; gives the names of these.
+    """
+    workers: set[str] = set()
     import yaml
 
     where = f"TUTTI_CLIENTS_FILE: {path}"
@@ -270,4 +279,11 @@ def _read_clients(path: Path, tokens: _TokenTable) -> None:
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InvalidSetting(f"{where}: entry {number} needs token or token_sha256") from None
-        tokens.add(digest, _grant(where, entry["name"], entry.get("role", "user"), entry.get("tenant")))
+        grant = _grant(where, entry["name"], entry.get("role", "user"), entry.get("tenant"))
+        if grant.role == "worker":
+            workers.add(grant.subject)
+            scopes = frozenset({"worker", f"worker:{grant.subject}"})
+            worker_tokens.add(digest, _Grant(grant.subject, grant.role, grant.tenant, scopes))
+        else:
+            tokens.add(digest, grant)
+    return frozenset(workers)

@@ -30,7 +30,7 @@ from serve_app.dialect import (
     error_response,
     json_response,
 )
-from serve_app.dialects import jobs, runs, tasks
+from serve_app.dialects import jobs, runs, tasks, workers
 from serve_app.job_service import JobService
 from serve_app.openapi import described, install_openapi
 from serve_app.operations import HealthReport, operations_routes
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DIALECTS", "TASK_FORMS", "api_routes", "build_app", "check_paths"]
 
-DIALECTS: tuple[Dialect, ...] = (tasks.DIALECT, runs.DIALECT, jobs.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (tasks.DIALECT, runs.DIALECT, jobs.DIALECT, workers.DIALECT)
 TASK_FORMS: tuple[TaskForm, ...] = (tasks.FORM,)
 
 _log = logging.getLogger("tutti.http")

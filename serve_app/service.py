@@ -37,6 +37,7 @@ from cluster.store.capacity import CapacitySnapshot, CapacityStore
 from cluster.store.large_inputs import offload_inputs
 from cluster.store.run_store import RunStore
 from serve_app.blueprint_shelf import BlueprintShelf
+from serve_app.worker_service import WorkerService
 
 if TYPE_CHECKING:
     from cluster.scheduling.reasons import StepWait
@@ -106,6 +107,7 @@ class RunService:
         self._capacity = CapacityStore(store.redis)
         self._blobs = BlobStore(settings.blobs_dir)
         self.blueprints = BlueprintShelf(settings)
+        self.workers = WorkerService(store.redis, settings)
         self._started_at = time.monotonic()
         self.version = _version()
 
@@ -117,6 +119,7 @@ class RunService:
     async def close(self) -> None:
         """Close the store."""
         await self.blueprints.close()
+        await self.workers.close()
         await self.store.close()
 
     # -- submit

@@ -244,6 +244,7 @@ def _compiled_step(
         retry=RetryPolicy(max_retries=work.max_retries),
         timeout_s=work.timeout_s,
         model=work.model,
+        demands=work.demands,
         keys=work.keys,
     )
     return CompiledStep(index, step, compiled.inputs, None, None)

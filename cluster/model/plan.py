@@ -84,6 +84,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         optional: A failure does not fail the Run; dependents see null.
         resources: What the replica that executes it must have; the smallest pool that has it is taken.
         model: The model it works with, "" for none: replicas that have it loaded are preferred.
+        demands: What else matters to who chooses an outside worker (`scheduling/worker_demands.py`).
         keys: Concurrency and rate keys of the user's own, `[A-Za-z0-9_.:-]{1,128}`, at most 8: what is
             declared for them limits all Steps that name them, whatever their Run.
         answers: Words that end it from outside. A Step with some asks for no slot: it waits for one of them,
@@ -102,6 +103,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     optional: bool = False
     resources: ResourceRequest = ResourceRequest()
     model: str = ""
+    demands: dict[str, Any] = msgspec.field(default_factory=dict)
     keys: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
 

@@ -45,7 +45,7 @@ the tenant, unless that is the default one (`model/run_id.py`).
 | tutti:format | string, version of this layout | permanent | whoever is first |
 
 Channels: tutti:{p}:wake carries run ids with new events, tutti:{p}:verdicts carries `command_id verdict`,
-tutti:{workers}:replica:<replica> `poll_id offer_id`, tutti:{workers}:news `worker offer_id run_id` (stop it).
+tutti:{workers}:replica:<replica> `poll_id offer_id`, tutti:{workers}:news what workers that listen are told.
 The keys of outside workers share a tag of their own: what they hold there is an index that can be rebuilt,
 while leases and their ends stand with the Runs in {p}.
 """

@@ -352,9 +352,14 @@ class WorkerBoard:
             pipe = self.redis.pipeline(transaction=False)
             pipe.sadd(name, offer_id)
             pipe.expire(name, _CANCELS_TTL_S)
-            pipe.publish(WorkerKeys.news, f"{worker_id} {offer_id} {run_id}")
+            pipe.publish(WorkerKeys.news, f"stop {worker_id} {offer_id} {run_id}")
             pipe.zrem(WorkerKeys.held(worker_id), offer_id)
             await pipe.execute()
+
+    async def announce_listener(self, worker_id: str, listener: str) -> None:
+        """Tell all replicas that a worker listens anew: who listened for it before may go."""
+        with redis_errors_as_ours():
+            await self.redis.publish(WorkerKeys.news, f"open {worker_id} {listener} -")
 
     async def to_stop(self, worker_id: str) -> list[str]:
         """List offers that a worker was asked to stop."""

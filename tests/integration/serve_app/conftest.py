@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import httpx
 import orjson
@@ -41,7 +40,11 @@ class Owner:
         numbers = list(range(NUM_PARTITIONS))
         for number, ownership in (await self._journal.own(numbers, 60.0)).items():
             self._driver.partitions[number] = Partition(number, ownership.epoch)
-        self._loops = [asyncio.create_task(body) for body in (self._inbox(), self._driver.commit_loop())]
+        for each in self._driver.partitions.values():
+            each.is_open = True
+        driver = self._driver
+        bodies = (self._inbox(), driver.commit_loop(), driver.timer_loop(), driver.desk.upkeep_loop())
+        self._loops = [asyncio.create_task(body) for body in bodies]
 
     async def _inbox(self) -> None:
         while True:
@@ -53,9 +56,9 @@ class Owner:
 
     async def close(self) -> None:
         for loop in self._loops:
-            loop.cancel()
-            with suppress(asyncio.CancelledError):
-                await loop
+            while not loop.done():  # a call to Redis may swallow one cancellation
+                loop.cancel()
+                await asyncio.wait([loop], timeout=0.1)
         await self._driver.close()
         await self._journal.close()
 
