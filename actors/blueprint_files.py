@@ -174,7 +174,7 @@ def _take_file(path: Path, package: str, archive: CodeArchive, report: LoadRepor
             report.found.extend(FoundBlueprint(each, str(path), "") for each in read_blueprints(text))
     except InvalidPlan as error:
         report.problems.append(LoadProblem(str(path), error.message))
-    except Exception as error:  # noqa: BLE001 - foreign code: one bad file must not keep the others out
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code: one bad file must not keep the others out
         report.problems.append(LoadProblem(str(path), f"{type(error).__name__}: {error}"))
 
 
@@ -187,7 +187,7 @@ def _take_entry_point(point: EntryPoint, archive: CodeArchive, report: LoadRepor
         _take_code(code, origin, archive, report, point.attr)
     except InvalidPlan as error:
         report.problems.append(LoadProblem(origin, error.message))
-    except Exception as error:  # noqa: BLE001 - foreign code: one bad package must not keep the others out
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code: one bad package must not keep the others out
         report.problems.append(LoadProblem(origin, f"{type(error).__name__}: {error}"))
 
 

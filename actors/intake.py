@@ -19,6 +19,7 @@ from cluster.errors import Conflict, InvalidInput, NotFound, TuttiError
 from cluster.lifecycle.phase import Phase
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model import events as ev
+from cluster.model.plan import OUTSIDE_PREFIX
 from cluster.model.run_id import client_id
 from cluster.store.keys import partition_of
 from cluster.store.run_codec import created_run, decode_run
@@ -43,7 +44,11 @@ def takes_no_room(run: Run) -> bool:
     """Whether a Run in memory leaves room for others: it waits for what may take days, somebody or a worker
     outside, and if it took any, many of them would keep out all that could go on.
     """
-    return run.record.status in IDLE or (run.record.phase == Phase.OUTSIDE and not run.running)
+    if run.record.status in IDLE:
+        return True
+    if run.running or run.record.phase not in (Phase.OUTSIDE, Phase.PARALLEL):
+        return False
+    return all(run.plan.steps[step].step.capability.startswith(OUTSIDE_PREFIX) for step, _ in run.ready)
 
 
 class Intake:

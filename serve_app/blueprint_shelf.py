@@ -12,7 +12,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from actors.blueprint_files import CodeArchive, FoundBlueprint, LoadProblem, find_blueprints, folder_state
+from actors.blueprint_files import (
+    CodeArchive,
+    FoundBlueprint,
+    LoadProblem,
+    LoadReport,
+    find_blueprints,
+    folder_state,
+)
 from cluster.errors import InvalidInput, InvalidPlan, NotFound
 from cluster.model.compiled import CompiledPlan, compile_plan
 from cluster.model.compiled_blueprint import accepted_inputs
@@ -74,6 +81,7 @@ class BlueprintShelf:
         self._put_up: Callable[[str], None] = lambda _path: None
         self._seen: object = None
         self._watcher: asyncio.Task[None] | None = None
+        self._loading = asyncio.Lock()
         self.problems: list[LoadProblem] = []
 
     @property
@@ -117,16 +125,19 @@ class BlueprintShelf:
         """
         self._is_taken, self._put_up = is_taken, put_up
         self._seen = folder_state(self._folder)
-        for clash in self._load():
+        for clash in self._take(find_blueprints(self._folder, self._archive)):
             raise ValueError(f"{clash.origin}: {clash.reason}")
         for problem in self.problems:
             _log.error("blueprint left out: %s: %s", problem.origin, problem.reason)
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Load again. Jobs that have begun are not touched: each has its blueprint with it."""
-        self._seen = folder_state(self._folder)
-        clashes = self._load()
-        self.problems += clashes
+        async with self._loading:
+            self._seen = folder_state(self._folder)
+            # In a thread: a file may import what takes long.
+            report = await asyncio.to_thread(find_blueprints, self._folder, self._archive)
+            clashes = self._take(report)
+            self.problems += clashes
         for problem in self.problems:
             _log.error("blueprint left out: %s: %s", problem.origin, problem.reason)
 
@@ -145,15 +156,14 @@ class BlueprintShelf:
         while True:
             await asyncio.sleep(_LOOK_S)
             if await asyncio.to_thread(folder_state, self._folder) != self._seen:
-                self.reload()
+                await self.reload()
 
-    def _load(self) -> list[LoadProblem]:
+    def _take(self, report: LoadReport) -> list[LoadProblem]:
         """Take over what can be used.
 
         Returns:
             Paths that are not free.
         """
-        report = find_blueprints(self._folder, self._archive)
         self.problems = list(report.problems)
         found = self._chosen(report.found)
         by_name: dict[str, ServedBlueprint] = {}

@@ -459,7 +459,7 @@ def _add_routes(router: APIRouter, service: RunService) -> None:
         **described("BlueprintPage"),
     )
     async def reload(principal: _Operator) -> Response:
-        shelf.reload()
+        await shelf.reload()
         return json_response(_page(shelf, principal))
 
     @router.get("/api/v1/blueprints/{name}/graph", summary="Draw a blueprint in DOT", **dot)

@@ -85,3 +85,26 @@ def test_handler_that_raises_is_tried_again_then_quarantined_and_released(
     (tmp_path / "raise").unlink()
     service.command(run_id, "answer", answer="retry")
     assert output_of(service, run_id) == {"done": 1}
+
+
+def test_kill_of_both_orchestrators_loses_no_circle_and_counts_no_visit_twice(
+    service: RunningService, shelf: BlueprintShelf, tmp_path: Path
+) -> None:
+    (tmp_path / "died").touch()
+    inputs = {"folder": str(tmp_path), "times": 30}
+    plan = plan_of(shelf, "circle")
+    run_ids = [service.submit(plan, inputs=inputs) for _ in range(30)]
+    eventually(lambda: len((tmp_path / "log").read_text().split()) > 200, "they go in circles")
+
+    for status in service.statuses():
+        service.kill(status["pid"])
+
+    service.await_ended(run_ids, 90.0)
+    views = service.views(run_ids)
+    for run_id in run_ids:
+        view = views[run_id]
+        assert view.status is RunStatus.SUCCEEDED, view.error
+        assert view.output == {"done": 30}
+        assert [step.name for step in view.steps] == [f"turn:{visit}" for visit in range(30)]
+        seqs = [event.seq for event in service.events([run_id])[run_id]]
+        assert seqs == list(range(1, len(seqs) + 1))

@@ -305,7 +305,7 @@ async def test_reloaded_blueprint_is_served_and_a_running_job_ends_on_its_versio
     await owner.succeed(later, {"status": "success"})
     assert (await until(client, later, "finished"))["current_state"] == "over"
     (folder / "mine.yaml").unlink()
-    service.blueprints.reload()
+    await service.blueprints.reload()
     assert (await client.post("/api/v1/jobs/mine", json={"n": 1})).status_code == 404
 
 

@@ -78,10 +78,11 @@ def test_shipped_blueprints_are_all_in_order(archive: CodeArchive) -> None:
 def test_bad_file_is_told_of_and_the_others_are_loaded(folder: Path, archive: CodeArchive) -> None:
     (folder / "broken.py").write_text("1/0")
     (folder / "broken.yaml").write_text("name: [")
+    (folder / "leaving.py").write_text("raise SystemExit(1)")
     (folder / "_ignored.py").write_text("1/0")
     (folder / "good.py").write_text(CODE)
     report = find_blueprints(folder, archive)
-    assert [Path(each.origin).name for each in report.problems] == ["broken.py", "broken.yaml"]
+    assert [Path(each.origin).name for each in report.problems] == ["broken.py", "broken.yaml", "leaving.py"]
     assert "ZeroDivisionError" in report.problems[0].reason
     assert found_in(folder, archive).origin.endswith("good.py")
 

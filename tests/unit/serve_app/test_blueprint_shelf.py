@@ -65,23 +65,23 @@ def test_second_of_a_name_and_one_with_a_dangling_move_are_left_out(settings: Se
         shelf.get("two")
 
 
-def test_file_that_was_broken_by_a_change_leaves_what_was_served(settings: Settings) -> None:
+async def test_file_that_was_broken_by_a_change_leaves_what_was_served(settings: Settings) -> None:
     put(settings, "one")
     shelf = opened(settings)
     before = shelf.get("one")
     put(settings, "one", text=TEXT.replace("to: done", "to: nowhere"))
-    shelf.reload()
+    await shelf.reload()
     assert shelf.get("one") is before
     assert len(shelf.problems) == 1
 
 
-def test_change_of_a_sub_blueprint_is_a_new_version_of_the_outer_one(settings: Settings) -> None:
+async def test_change_of_a_sub_blueprint_is_a_new_version_of_the_outer_one(settings: Settings) -> None:
     put(settings, "inner")
     put(settings, "outer", text="{name: NAME, start: a, states: {a: {run: inner, to: done}, done: end}}")
     shelf = opened(settings)
     before = shelf.get("outer").digest
     put(settings, "inner", text=TEXT.replace("x", "y"))
-    shelf.reload()
+    await shelf.reload()
     assert shelf.get("outer").digest != before
 
 
