@@ -18,6 +18,7 @@ from cluster.scheduling.matching import WorkerOffer
 __all__ = ["named_leases", "profile_of", "result_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}")
+_TAKING_NOTHING = ("busy", "offline", "draining")
 _MAX_NAMES = 1000
 _MAX_RUNNING = 1000
 _MAX_TEXT = 4000
@@ -42,7 +43,7 @@ def profile_of(worker_id: str, document: dict[str, Any]) -> WorkerOffer:
         models=frozenset(_names(installed)),
         warm_models=frozenset(hot),
         max_running=min(max(int(_number(most)), 1), _MAX_RUNNING) if most is not None else _MAX_RUNNING,
-        is_busy=document.get("status") == "busy",
+        is_busy=document.get("status") in _TAKING_NOTHING,
         cost_by_capability={
             name: _number(cost) for name, cost in _object(costs).items() if _NAME.fullmatch(name)
         },

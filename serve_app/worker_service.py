@@ -81,6 +81,7 @@ class WorkerService:
         self._replica_id = uuid4().hex
         self._polls: dict[str, asyncio.Future[str]] = {}
         self._listeners: dict[str, tuple[str, Listener]] = {}
+        self._nameless: dict[str, Listener] = {}
         self._subscription: asyncio.Task[None] | None = None
         self._subscribed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -297,12 +298,30 @@ class WorkerService:
         await self.board.stopped(worker_id, offer_id)
         return completion
 
+    async def holder_of(self, offer_id: str) -> str:
+        """Say who has a task: for connections that do not say whose they are.
+
+        Raises:
+            NotFound: There is no such task.
+        """
+        if await self.leases.run_of(offer_id) is None:
+            raise NotFound("no such task")
+        return (await self.leases.state(offer_id))[1]
+
     # -- listeners
 
     async def listen(self, worker_id: str, listener: Listener) -> str:
-        """Tell a listener what its worker is to stop; it replaces any other of the worker. Returns its id."""
+        """Tell a listener what its worker is to stop; it replaces any other of the worker. Returns its id.
+
+        Args:
+            worker_id: Who; "" where the connection does not say: it is told what any worker is to stop.
+            listener: Called with each.
+        """
         await self._ensure_subscribed()
         listener_id = uuid4().hex
+        if not worker_id:
+            self._nameless[listener_id] = listener
+            return listener_id
         before = self._listeners.get(worker_id)
         self._listeners[worker_id] = (listener_id, listener)
         if before is not None:
@@ -312,6 +331,7 @@ class WorkerService:
 
     def listen_no_more(self, worker_id: str, listener_id: str) -> None:
         """End what `listen` began."""
+        self._nameless.pop(listener_id, None)
         if self._listeners.get(worker_id, ("", None))[0] == listener_id:
             del self._listeners[worker_id]
 
@@ -356,6 +376,9 @@ class WorkerService:
                 self._spawn(self.board.give_back(offer_id, poll_id.partition(":")[0]))
             return
         kind, worker_id, subject, run_id = text.split(" ", 3)
+        if kind == "stop":
+            for each in self._nameless.values():
+                self._spawn(each("stop", subject, run_id))
         listener_id, listener = self._listeners.get(worker_id, ("", None))
         if listener is None:
             return

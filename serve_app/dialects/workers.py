@@ -186,7 +186,8 @@ async def _serve_socket(
     socket: WebSocket, principal: Principal, worker_id: str, workers: WorkerService
 ) -> None:
     try:
-        _check_identity(socket, principal, check_worker_id(worker_id))
+        if worker_id:
+            _check_identity(socket, principal, check_worker_id(worker_id))
     except TuttiError as error:
         await socket.close(_POLICY_VIOLATION, error.message)
         return
@@ -208,20 +209,21 @@ async def _serve_socket(
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            await _take_message(workers, worker_id, message.get("text") or message.get("bytes") or "")
+            await _take_message(workers, worker_id or None, message.get("text") or message.get("bytes") or "")
     finally:
         workers.listen_no_more(worker_id, listener_id)
 
 
-async def _take_message(workers: WorkerService, worker_id: str, raw: str | bytes) -> None:
+async def _take_message(workers: WorkerService, worker_id: str | None, raw: str | bytes) -> None:
     """Take what a worker says over its socket; what is not understood is no reason to hang up."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return
-    if isinstance(body, dict) and "progress_update" in {body.get("event"), body.get("type")}:
+    if isinstance(body, dict) and "progress_update" in (body.get("event"), body.get("type")):
         with suppress(TuttiError):
-            await _tell_progress(workers, worker_id, body)
+            holder = worker_id or await workers.holder_of(_text(body, "task_id"))
+            await _tell_progress(workers, holder, body)
 
 
 def _add_operator_routes(router: APIRouter, workers: WorkerService) -> None:
