@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 
 from fastapi import APIRouter, Depends
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from cluster.errors import NotFound
 from serve_app.access import public
@@ -86,6 +86,10 @@ def api_pages() -> APIRouter:
     @router.get("/docs")
     async def docs() -> Response:
         return HTMLResponse(_SWAGGER, headers=_HEADERS)
+
+    @router.get("/_public/docs")
+    async def public_docs() -> Response:
+        return RedirectResponse("../docs", headers=_HEADERS)
 
     @router.get("/redoc")
     async def redoc() -> Response:

@@ -34,6 +34,7 @@ from serve_app.dialects import jobs, runs, tasks, workers
 from serve_app.job_service import JobService
 from serve_app.openapi import described, install_openapi
 from serve_app.operations import HealthReport, operations_routes
+from serve_app.problems import Problem, Wording
 from serve_app.request_figures import RequestFigures
 from serve_app.task_paths import task_routes
 
@@ -103,7 +104,8 @@ def check_paths(app: FastAPI) -> None:
 
 def _serve_blueprints(app: FastAPI, service: RunService) -> None:
     """Route the paths of blueprints, now and whenever new ones are loaded."""
-    fixed = [route for route in api_routes(app.routes) if "POST" in (route.methods or ())]
+    posts = [route for route in api_routes(app.routes) if "POST" in (route.methods or ())]
+    fixed = [route for route in posts if route.path != jobs.START_PATH]
     put_up: set[str] = set()
     job_service = JobService(service, service.blueprints)
 
@@ -157,8 +159,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         if known is not None:
             return error_response(known(str(error.detail)), _shape_of(request.url.path))
         code = "METHOD_NOT_ALLOWED" if error.status_code == 405 else "HTTP_ERROR"
-        body = {"error": {"code": code, "message": str(error.detail)}, "detail": str(error.detail)}
-        response = json_response(body, error.status_code)
+        wording = Wording(Problem(error.status_code, "UNIMPLEMENTED"), code, str(error.detail), None, None)
+        response = json_response(_shape_of(request.url.path)(wording), error.status_code)
         response.headers.update(error.headers or {})
         return response
 

@@ -24,6 +24,19 @@ from serve_app.access import public, requires
 from serve_app.auth import Principal
 from serve_app.blueprint_graph import draw_blueprint
 from serve_app.dialect import Dialect, convert, json_response, read_object
+from serve_app.job_bodies import (
+    ApprovalLine,
+    BlueprintLine,
+    BlueprintPage,
+    BlueprintProblem,
+    DecisionBody,
+    JobAccepted,
+    JobAnswer,
+    JobCancelled,
+    JobDetail,
+    JobLine,
+    PublicStatus,
+)
 from serve_app.job_history import HistoryEntry, history_of
 from serve_app.job_service import DIALECT_NAME, JobService, waiting_step
 from serve_app.openapi import body_schema, described
@@ -37,24 +50,17 @@ if TYPE_CHECKING:
 __all__ = [
     "DIALECT",
     "RUN_WORDS",
+    "START_PATH",
     "STEP_WORDS",
-    "ApprovalLine",
-    "BlueprintLine",
-    "BlueprintPage",
-    "BlueprintProblem",
-    "DecisionBody",
-    "JobAccepted",
-    "JobAnswer",
-    "JobCancelled",
-    "JobDetail",
-    "JobLine",
-    "PublicStatus",
     "job_word",
     "start_route",
 ]
 
 _User = Annotated[Principal, Depends(requires("user", needs_credential=True))]
 _Operator = Annotated[Principal, Depends(requires("admin", is_for_operators=True, needs_credential=True))]
+
+START_PATH = "/api/v1/jobs/{blueprint}"
+"""Where blueprints are that name no path of their own; it also answers where there is none."""
 
 RUN_WORDS: Mapping[RunStatus, str] = {
     RunStatus.PENDING: "pending",
@@ -102,104 +108,6 @@ _WEBHOOK_WORDS: Mapping[str, str] = {
     "run_cancelled": "job_cancelled",
     "run_quarantined": "job_quarantined",
 }
-
-
-class JobAccepted(msgspec.Struct):
-    """Answer to the creation of a job."""
-
-    status: str
-    job_id: str
-
-
-class JobLine(msgspec.Struct, kw_only=True):
-    """A job in a list; instants are UTC, ISO 8601."""
-
-    id: str
-    blueprint_name: str
-    current_state: str
-    status: str
-    progress: float
-    error_message: str | None
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
-
-
-class ApprovalLine(msgspec.Struct):
-    """What a job asks of people, and the token with which one may answer without a credential."""
-
-    message: Any
-    decisions: list[str]
-    token: str | None
-
-
-class JobDetail(JobLine, kw_only=True):
-    """A job as it stands. `state_history` is what was gathered."""
-
-    initial_data: Any
-    state_history: Any
-    tracing_context: dict[str, Any]
-    webhook_url: str | None
-    retry_count: int
-    current_task_id: str | None
-    task_worker_id: str | None
-    progress_message: str | None
-    aggregation_results: dict[str, Any]
-    parent_job_id: str | None
-    child_job_ids: list[str]
-    updated_at: str
-    blueprint_version: str | None
-    approval: ApprovalLine | None
-
-
-class DecisionBody(msgspec.Struct):
-    """Somebody's decision on a step of a job, with any `data` beside it."""
-
-    decision: str
-    data: Any = None
-
-
-class JobAnswer(msgspec.Struct):
-    """What was done with a job."""
-
-    status: str
-    job_id: str
-
-
-class JobCancelled(msgspec.Struct):
-    """Answer to a cancellation."""
-
-    status: str
-
-
-class BlueprintLine(msgspec.Struct):
-    """A blueprint; `path` is where jobs of it are created, null where it is only part of others."""
-
-    name: str
-    description: str
-    version: str
-    path: str | None
-    parameters: list[dict[str, Any]]
-
-
-class BlueprintProblem(msgspec.Struct):
-    """A file that cannot be used, and why."""
-
-    origin: str
-    reason: str
-
-
-class BlueprintPage(msgspec.Struct):
-    """All blueprints; to operators also what could not be used."""
-
-    blueprints: list[BlueprintLine]
-    problems: list[BlueprintProblem]
-
-
-class PublicStatus(msgspec.Struct):
-    """That the service runs."""
-
-    status: str
 
 
 def job_word(summary: RunSummary) -> str:
@@ -391,6 +299,15 @@ def _add_routes(router: APIRouter, service: RunService) -> None:
             )
         )
         return json_response([JobLine(**_line_fields(job)) for job in found])
+
+    @router.post(
+        START_PATH,
+        summary="Create a job of a blueprint at its usual path",
+        **described("JobAccepted", status_code=202),
+    )
+    async def start_any(blueprint: str, request: Request, principal: _User) -> Response:
+        path = START_PATH.replace("{blueprint}", blueprint)
+        return await start_route(jobs, path)(request, principal)
 
     @router.get("/api/v1/jobs/{job_id}", summary="Get a job", **described("JobDetail"))
     async def get_job(job_id: str, principal: _User) -> Response:

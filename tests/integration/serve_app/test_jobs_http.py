@@ -221,6 +221,7 @@ async def test_every_route_of_clients_needs_a_credential_in_open_mode_too(servic
         for method, path in (
             ("POST", "/api/v1/jobs/simple_flow"),
             ("POST", "/api/v1/jobs/mine"),
+            ("POST", "/api/v1/jobs/unknown"),
             ("GET", "/api/v1/jobs"),
             ("GET", "/api/v1/jobs/x"),
             ("GET", "/api/v1/jobs/x/history"),
@@ -295,7 +296,13 @@ async def test_reloaded_blueprint_is_served_and_a_running_job_ends_on_its_versio
     (folder / "mine.yaml").write_text(LOOP.replace("done", "over"))
     (folder / "new.yaml").write_text(LOOP.replace("name: mine", "name: new"))
     (folder / "bad.yaml").write_text("name: [")
-    assert (await client.post("/api/v1/jobs/new", json={"n": 1})).status_code == 405
+    unknown = await client.post("/api/v1/jobs/new", json={"n": 1})
+    assert (unknown.status_code, unknown.json()) == (
+        404,
+        {"error": "no blueprint is served at /api/v1/jobs/new"},
+    )
+    wrong = await client.put("/api/v1/jobs/mine", json={"n": 1})
+    assert (wrong.status_code, wrong.json()) == (405, {"error": "Method Not Allowed"})
     async with make_client(service, settings, headers={"X-API-Key": "admin-key"}) as admin:
         page = (await admin.post("/api/v1/blueprints/reload")).json()
     assert [problem["origin"].rpartition("/")[2] for problem in page["problems"]] == ["bad.yaml"]

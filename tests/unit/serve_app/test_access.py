@@ -13,6 +13,7 @@ from serve_app.service import RunService
 
 PUBLIC = {
     "/_public/status",
+    "/_public/docs",
     "/_public/webhooks/approval/{job_id}",
     "/health",
     "/metrics",

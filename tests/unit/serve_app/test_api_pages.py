@@ -43,3 +43,8 @@ async def test_page_has_no_script_of_its_own_and_forbids_those_of_others(client,
 async def test_only_the_assets_of_the_pages_are_served(client):
     for name in ("nothing.js", "..%2fcore.py", "consts.py"):
         assert (await client.get(f"/docs/assets/{name}")).status_code == 404
+
+
+async def test_documented_place_of_the_page_leads_to_it(client):
+    answer = await client.get("/_public/docs", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (200, "/docs")
