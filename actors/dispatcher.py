@@ -28,6 +28,7 @@ from cluster.model.compiled import Wish
 from cluster.scheduling.limits import Watcher, capability_key, tenant_key
 from cluster.scheduling.pool_choice import choose_pool
 from cluster.scheduling.queued_step import QueuedStep
+from cluster.scheduling.reasons import NoPool
 
 if TYPE_CHECKING:
     from actors.messages import AttemptKey
@@ -40,6 +41,7 @@ __all__ = ["Dispatcher"]
 _MAX_CRASHES = 3
 _NOTICEABLE_S = 1.0
 _LEAST_COST_S = 0.001
+_REFUSED_AFTER_S = 3.0  # a pool that was just declared is known here after the next table
 
 Assign = Callable[[Ready, ReplicaLink], "AttemptKey | None"]
 """Gives the StepRun to the replica; None where it no longer waits."""
@@ -92,6 +94,7 @@ class Dispatcher:
         self._mean_s = mean_s
         self._weights: dict[str, float] = {}
         self._homeless = PoolLine("", self.shares.limits, self._weight_of)
+        self._unserved = PoolLine("", self.shares.limits, self._weight_of)
         self._routes: dict[Wish, _Route] = {}
         self._offers: tuple[Any, ...] | None = None
         self._to_serve: dict[PoolLine, None] = {}
@@ -114,9 +117,6 @@ class Dispatcher:
         before = self._take_out(ready)
         route = self._routes.get(compiled.wish) or self._find_route(compiled.wish)
         line = route.line
-        if route.refusal:
-            self._unserve(ready, route.refusal)
-            return
         record = run.record
         own = compiled.step.keys
         step = QueuedStep(
@@ -203,7 +203,7 @@ class Dispatcher:
             return _Route(self._homeless, keys, "")
         entries = [line.entry for line in self.lines.values() if line.entry is not None]
         choice = choose_pool(wish, entries)
-        line = self.lines.get(choice.pool, self._homeless)
+        line = self.lines.get(choice.pool, self._unserved if choice.refusal else self._homeless)
         route = self._routes[wish] = _Route(line, keys, choice.refusal)
         return route
 
@@ -315,7 +315,7 @@ class Dispatcher:
         return [link for link in links if link is not aside]
 
     def _refuse(self, line: PoolLine, reason: str) -> None:
-        steps = [*line.queue, *(entry[3] for entry in line.suspects)]
+        steps = [*line.queue, *line.steps_alone()]
         for step in sorted(steps, key=lambda step: (-step.priority, step.enqueued_at, step.item.ready)):
             ready: Ready = step.item.ready
             if self._take_out(ready) is not None:
@@ -384,25 +384,28 @@ class Dispatcher:
             self.lines.pop(name).close()
 
     def _reroute(self) -> None:
-        refused: list[tuple[Ready, str]] = []
-        for line in [self._homeless, *self.lines.values()]:
-            for step in [*line.queue, *(entry[3] for entry in line.suspects)]:
+        for line in [self._homeless, self._unserved, *self.lines.values()]:
+            for step in [*line.queue, *line.steps_alone()]:
                 wait: Wait = step.item
                 route = self._routes.get(wait.wish) or self._find_route(wait.wish)
-                if route.line is line and not route.refusal:
-                    continue
-                self._take_out(wait.ready)
-                if route.refusal:
-                    refused.append((wait.ready, route.refusal))
-                else:
+                if route.line is not line:
+                    self._take_out(wait.ready)
                     self._push(route.line, step, Wait(wait.ready, wait.wish, wait.ready_at, wait.is_suspect))
-        for ready, reason in refused:
-            self._unserve(ready, reason)
+        self._refuse_unserved()
+
+    def _refuse_unserved(self) -> None:
+        """Refuse what no pool serves once a pool that was declared before it was ready would be known."""
+        since = self.now() - _REFUSED_AFTER_S
+        line = self._unserved
+        waits: list[Wait] = [step.item for step in [*line.queue, *line.steps_alone()]]
+        for wait in waits:
+            if wait.ready_at <= since and self._take_out(wait.ready) is not None:
+                self._unserve(wait.ready, self._find_route(wait.wish).refusal)
 
     def _count_wants(self) -> None:
         self.shares.forget_wants()
         for line in self.lines.values():
-            for step in [*line.queue, *(entry[3] for entry in line.suspects)]:
+            for step in [*line.queue, *line.steps_alone()]:
                 self.shares.want((tenant_key(step.tenant), *step.keys), self.now())
 
     def drop(self, link: ReplicaLink) -> None:
@@ -421,6 +424,7 @@ class Dispatcher:
                 self._to_serve[line] = None
         self._replicas.check(self.lines)
         self._wake(self.shares.release_handed_over(self.now()))
+        self._refuse_unserved()
         self.serve_woken()
 
     # -- what others ask
@@ -428,7 +432,7 @@ class Dispatcher:
     def demand(self) -> dict[str, int]:
         """Count what waits, by capability."""
         counts: dict[str, int] = {}
-        for line in (self._homeless, *self.lines.values()):
+        for line in (self._homeless, self._unserved, *self.lines.values()):
             for capability, backlog in line.backlogs.items():
                 if backlog.num:
                     counts[capability] = counts.get(capability, 0) + backlog.num
@@ -463,7 +467,15 @@ class Dispatcher:
             by_line.setdefault(line, []).append(ready)
         found: dict[Ready, Reason] = {}
         for line, asked in by_line.items():
-            found.update(line.reasons(asked, self.now(), self._mean_s))
+            if line is self._unserved:
+                waits = [step.item for step in [*line.queue, *line.steps_alone()]]
+                found |= {
+                    each.ready: NoPool(capability=each.wish.capability)
+                    for each in waits
+                    if each.ready in asked
+                }
+            else:
+                found.update(line.reasons(asked, self.now(), self._mean_s))
         return found
 
     def waits_s(self) -> dict[str, float]:

@@ -164,6 +164,10 @@ class PoolLine:
         self._number += 1
         heapq.heappush(self.suspects, (-step.priority, step.enqueued_at, self._number, step))
 
+    def steps_alone(self) -> list[QueuedStep]:
+        """List the suspects, in no order."""
+        return [entry[3] for entry in self.suspects]
+
     def set_aside(self, link: ReplicaLink | None) -> None:
         """Let a replica empty for the first suspect."""
         self.aside = link

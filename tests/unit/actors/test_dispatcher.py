@@ -24,12 +24,15 @@ from cluster.scheduling.reasons import (
     BehindOthers,
     CapacityShort,
     ModelCold,
+    NoPool,
     QuotaReached,
     RateReached,
     Reason,
     ReplicaMissing,
 )
 from cluster.store.run_codec import created_run
+
+NOBODY_SERVES = Plan(name="one", steps=(Step(name="a", capability="nobody"),))
 
 
 class Rig:
@@ -230,8 +233,28 @@ async def test_first_in_line_waits_for_its_model_where_no_replica_has_it(rig: Ri
     assert isinstance(rig.why("warm"), BehindOthers)
 
 
-async def test_capability_without_a_pool_is_refused_with_the_reason_and_waits_no_more(rig: Rig) -> None:
+async def test_capability_without_a_pool_is_refused_with_the_reason_and_waits_no_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig.table()
-    rig.queue(Plan(name="one", steps=(Step(name="a", capability="nobody"),)), "r")
+    rig.queue(NOBODY_SERVES, "r")
+    rig.dispatcher.check_links()
+    assert rig.refused == {}, "a pool that was just declared may be in the next table"
+    assert rig.why("r") == NoPool(capability="nobody")
+    monkeypatch.setattr("actors.dispatcher._REFUSED_AFTER_S", 0.0)
+    rig.dispatcher.check_links()
     assert rig.refused == {"r": "no pool serves the capability 'nobody'"}
     assert rig.dispatcher.reasons("r") == {}
+    rig.table()
+    assert rig.begun == []
+
+
+async def test_step_that_comes_before_its_new_pool_is_known_begins_when_the_table_has_it(rig: Rig) -> None:
+    rig.dispatcher.update(PoolTable(1, (), ()))
+    rig.submit("early")
+    rig.queue(NOBODY_SERVES, "r")
+    assert rig.dispatcher.demand() == {"work": 1, "nobody": 1}
+    rig.table()
+    rig.dispatcher.check_links()
+    assert (rig.begun, rig.refused) == (["early"], {})
+    assert rig.dispatcher.needs().demand == {}
