@@ -182,7 +182,7 @@ class Driver:
         """Take what a replica reports; acknowledged when written."""
         self.dispatcher.release([report.key for report in reports if report.kind != "progress"])
         with self.dispatcher.gathered():
-            touched = self._apply_reports(reports)
+            touched = self._apply_reports(link, reports)
             last = reports[-1].seq
             for partition in touched.values():
                 partition.acknowledge(link, last)
@@ -190,12 +190,14 @@ class Driver:
                 link.acknowledge(last)
             self.dispatcher.serve_pool(link.entry.pool)
 
-    def _apply_reports(self, reports: list[Report]) -> dict[int, Partition]:
+    def _apply_reports(self, link: ReplicaLink, reports: list[Report]) -> dict[int, Partition]:
         touched: dict[int, Partition] = {}
         for report in reports:
             run_id, step, item, attempt = report.key
             found = self.find(run_id)
             if found is None:
+                if not self.owns(run_id) and run_id:
+                    link.keep(report.seq)
                 continue
             partition, run = found
             touched[partition.number] = partition
@@ -403,6 +405,7 @@ class Driver:
         """Take back attempts that nobody holds."""
         self.dispatcher.release(keys)
         for run_id, step, item, attempt in keys:
+            self.timers.clear((run_id, step, item))
             found = self.find(run_id)
             if found is not None:
                 self.apply(*found, ev.AttemptLost(step, item, attempt, reason, crashed=False))
@@ -460,7 +463,7 @@ class Driver:
         for run in partition.runs.values():
             self.dispatcher.forget(run.run_id)
             self.timers.clear((run.run_id, -1, -1))
-            for step, item in run.running | run.backoff:
+            for step, item in run.running | run.backoff | run.ready:
                 self.timers.clear((run.run_id, step, item))
         for link in self.dispatcher.links.values():
             link.give_up([key for key in link.held if key[0] in partition.runs])

@@ -26,6 +26,7 @@ __all__ = ["ALONE_S", "LinkOwner", "ReplicaLink"]
 _MAX_IN_FLIGHT = 2
 _SILENCE_S = 30.0
 _UNREACHABLE_PAUSE_S = 0.5
+_KEPT_S = 15.0  # a takeover is over by then
 ALONE_S = 60.0
 """How long a replica waits to be empty for a suspect, and how long a suspect then has it for itself."""
 
@@ -79,6 +80,7 @@ class ReplicaLink:
         self._seen = 0
         self._ahead: set[int] = set()
         self._ack = 0
+        self._kept: dict[int, float] = {}
         self._again = False
         self._in_flight = 0
         is_near = entry.socket is not None and entry.node_id == own_node_id()
@@ -172,6 +174,16 @@ class ReplicaLink:
             return False
         return self.suspect is None or self.suspect == key
 
+    def keep(self, seq: int) -> None:
+        """Do not let the replica forget a report yet: its Run has another owner, who will ask for it."""
+        self._kept[seq] = time.monotonic() + _KEPT_S
+
+    def _ack_now(self) -> int:
+        now = time.monotonic()
+        for seq in [seq for seq, until in self._kept.items() if until <= now]:
+            del self._kept[seq]
+        return min(self._ack, self._seen, min(self._kept, default=self._seen + 1) - 1)
+
     def close(self) -> None:
         """Give the line up; the replica keeps what it holds for whoever adopts it."""
         self.lost = True
@@ -193,7 +205,7 @@ class ReplicaLink:
             calls, self._calls = self._calls, []
             self._there.update([call.key for call in calls])
             stops, self._stops = self._stops, []
-            ack = min(self._ack, self._seen)
+            ack = self._ack_now()
             message = Exchange(self._caller, self._seen, ack, calls, stops, self._again)
             self._again = False
             self._in_flight += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -21,8 +21,6 @@ from serve_app.http_app import build_app
 from serve_app.service import RunService
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cluster.settings import Settings
 
 __all__ = ["check_declared"]
@@ -76,20 +74,31 @@ def _blueprint_warnings(settings: Settings) -> list[str]:
 def _is_there(module: str) -> bool:
     """Whether a module can be found, without importing it or the packages around it."""
     # Ray adds the working directory to what its workers search.
-    places: Sequence[str] | None = None
+    places: list[str] | None = None
     name = ""
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
-        found = _spec_of(name, places)
-        if found is None:
+        places = _places_in(name, places)
+        if places is None:
             return False
-        places = found.submodule_search_locations or []
     return True
 
 
-def _spec_of(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
-    for finder in sys.meta_path:
-        found = finder.find_spec(name, places)
+def _places_in(name: str, places: list[str] | None) -> list[str] | None:
+    """Where the parts of a module lie, [] where it has none; None where it is not found."""
+    searches = [finder.find_spec for finder in sys.meta_path]
+    if places is None:
+        places_here = [str(Path.cwd())]
+        searches.append(lambda name, _places, _target=None: PathFinder.find_spec(name, places_here))
+    for search in searches:
+        try:
+            found = search(name, places)
+        except KeyError:
+            # A folder without __init__.py in another such: Python wants the outer one imported first.
+            folder = name.rpartition(".")[2]
+            return [
+                str(Path(place) / folder) for place in places or () if (Path(place) / folder).is_dir()
+            ] or None
         if found is not None:
-            return found
-    return PathFinder.find_spec(name, [str(Path.cwd())]) if places is None else None
+            return list(found.submodule_search_locations or ())
+    return None

@@ -136,3 +136,15 @@ async def test_replica_killed_for_silence_blames_what_it_held_and_one_that_did_n
     assert not link.is_to_blame(key)
     link.is_silent = True
     assert link.is_to_blame(key)
+
+
+async def test_report_on_a_run_of_another_owner_is_not_acknowledged_before_that_one_can_have_asked_for_it(
+    dispatcher: Dispatcher,
+) -> None:
+    (link,) = dispatcher.links.values()
+    assert all(link._is_new(seq) for seq in (1, 2, 3))
+    link.keep(2)
+    link.acknowledge(3)
+    assert link._ack_now() == 1
+    link._kept[2] = 0.0
+    assert link._ack_now() == 3

@@ -118,3 +118,14 @@ def test_blueprint_at_a_path_that_is_not_free_is_refused_and_a_broken_one_is_a_w
     (tmp_path / "mine.yaml").write_text(text.replace("/other", "/runs"))
     with pytest.raises(InvalidSetting, match=r"TUTTI_BLUEPRINTS_DIR: .*POST /api/v1/runs clashes"):
         check_declared(settings)
+
+
+def test_agents_in_a_folder_in_a_folder_without_init_files_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outer_here" / "inner").mkdir(parents=True)
+    (tmp_path / "outer_here" / "inner" / "agents.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_declared(Settings(agents=("outer_here.inner.agents:X",))) == ()
+    assert len(check_declared(Settings(agents=("outer_here.inner.none:X",)))) == 1
+    assert len(check_declared(Settings(agents=("outer_here.none.agents:X",)))) == 1
