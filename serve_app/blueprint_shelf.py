@@ -20,11 +20,12 @@ from actors.blueprint_files import (
     find_blueprints,
     folder_state,
 )
-from cluster.errors import InvalidInput, InvalidPlan, NotFound
+from cluster.errors import InvalidInput, NotFound
 from cluster.model.compiled import CompiledPlan, compile_plan
 from cluster.model.compiled_blueprint import accepted_inputs
 from cluster.model.expansion import expand
-from cluster.model.plan import Json, Plan
+from cluster.model.plan import Json, Plan, Step
+from cluster.scheduling.worker_demands import board_offer_fields
 
 if TYPE_CHECKING:
     from cluster.model.blueprint import Blueprint
@@ -213,9 +214,22 @@ class BlueprintShelf:
         try:
             model = blueprint.model(found.code)
             plan = compile_plan(Plan(name=blueprint.name, blueprint=expand(model, find)))
-        except InvalidPlan as error:
+            _check_demands(model)
+        except InvalidInput as error:
             self.problems.append(LoadProblem(found.origin, f"blueprint {blueprint.name}: {error.message}"))
             return None
         digest = hashlib.blake2b(plan.raw, digest_size=16).hexdigest()
         path = "" if blueprint.on_demand else blueprint.path
         return ServedBlueprint(blueprint.name, path, digest, model, plan, found.origin)
+
+
+def _check_demands(model: Blueprint) -> None:
+    """Check what is demanded of workers outside.
+
+    Raises:
+        InvalidInput: No worker could ever be compared with it.
+    """
+    for state in model.states:
+        for work in state.work:
+            if work.is_outside:
+                board_offer_fields(Step(name=state.name, capability="worker:any", demands=work.demands))

@@ -109,7 +109,7 @@ def history_of(job_id: str, events: Iterable[RunEvent]) -> list[HistoryEntry]:
 
 
 def _snapshot(event: RunEvent) -> dict[str, Any]:
-    told: dict[str, Any] = {"task_id": event.step}
+    told: dict[str, Any] = {"step": event.step}
     if event.error is not None:
         told["error"] = event.error.message
     elif event.message:

@@ -10,7 +10,9 @@ from cluster.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from cluster.lifecycle.phase import Phase
 from cluster.lifecycle.run_status import RunStatus
 from cluster.lifecycle.step_status import StepStatus
+from cluster.model.plan import OUTSIDE_PREFIX
 from cluster.model.run_id import stored_id
+from cluster.store.step_leases import offer_id_of
 from serve_app.approval_tokens import ApprovalTokens, Waiting
 from serve_app.auth import DEFAULT_TENANT, Principal
 from serve_app.service import Accepted, RunRequest
@@ -125,6 +127,17 @@ class JobService:
         """
         _job(await self.runs.summary(principal, job_id), job_id)
         await self.runs.cancel(principal, job_id)
+
+    def task_id_of(self, principal: Principal, view: RunView, step: StepView) -> str:
+        """Name a piece of work as the worker outside that has it, or will have it, knows it; that of an agent
+        is its Step's name.
+        """
+        if not step.capability.startswith(OUTSIDE_PREFIX):
+            return step.name
+        attempt = step.attempt + (step.status is not StepStatus.RUNNING)
+        run_id = stored_id(principal.tenant, view.run_id)
+        index = view.steps.index(step)  # a job maps over nothing: its views are its Steps
+        return offer_id_of(run_id, index, -1, attempt, self.runs.settings.num_partitions)
 
     # -- answers
 

@@ -16,7 +16,7 @@ from cluster.engine.records import Growth, RunHeader, RunRecord, StepRecord
 from cluster.engine.state import Run, StepRun, Unit
 from cluster.errors import StepError
 from cluster.lifecycle.step_status import StepStatus
-from cluster.model.blueprint import FAILURE, SUCCESS, StateKind, Work
+from cluster.model.blueprint import FAILURE, SUCCESS, StateKind
 from cluster.model.compiled import CompiledPlan, CompiledStep
 from cluster.model.compiled_blueprint import CompiledState, CompiledWork
 from cluster.model.plan import RetryPolicy, Step
@@ -171,13 +171,6 @@ class GrowingRun(Run):
                 return status, value.get("data")
         name = self.plan.steps[index].step.name
         raise StepError(f"step {name}: its output tells no status, or is too large", "VALIDATION_ERROR")
-
-    def work_of(self, step: int) -> Work | None:
-        """Return the work that a Step of the present visit is for, None where it waits for an answer: what
-        whoever chooses a worker outside must know of it.
-        """
-        position = next((place for place, index in self.taken.items() if index == step and place >= 0), None)
-        return None if position is None else self.states[self.growths[-1].state].works[position].work
 
     # -- what Steps and readers see
 

@@ -147,7 +147,7 @@ def _detail_of(jobs: JobService, principal: Principal, view: RunView) -> JobDeta
         tracing_context=view.metadata.get("tracing_context") or {},
         webhook_url=view.webhook_url,
         retry_count=view.retry_count,
-        current_task_id=None if working is None else working.name,
+        current_task_id=None if working is None else jobs.task_id_of(principal, view, working),
         task_worker_id=(working.agent_id or None) if working is not None else None,
         progress_message=None,
         aggregation_results=_aggregated(view),

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.model.view import Failure
 from cluster.settings import Settings
+from cluster.store.step_leases import offer_id_of
 from serve_app.service import RunService
 from tests.golden_pairs import replay
 from tests.integration.serve_app.conftest import Owner
@@ -97,7 +98,7 @@ async def test_documented_examples_answer_as_printed(client, owner):
     assert len({each["event_id"] for each in history}) == len(history)
 
 
-async def test_job_goes_in_circles_and_tells_which_worker_it_waits_for(client, owner):
+async def test_job_goes_in_circles_and_tells_which_worker_it_waits_for(client, owner, settings):
     job_id = await create(client, "mine", n=3)
     await owner.take(job_id)
     job = await until(client, job_id, "waiting_for_worker")
@@ -108,7 +109,8 @@ async def test_job_goes_in_circles_and_tells_which_worker_it_waits_for(client, o
     async with asyncio.timeout(5):
         while job["task_worker_id"] is None:
             job = await job_of(client, job_id)
-    assert (job["current_task_id"], job["task_worker_id"]) == ("check:2", "agent-2")
+    offer_id = offer_id_of(job_id, 2, -1, 1, settings.num_partitions)
+    assert (job["current_task_id"], job["task_worker_id"]) == (offer_id, "agent-2")
     graph = await client.get(f"/api/v1/jobs/{job_id}/graph")
     assert '"check" -> "check" [label="again"];' in graph.text
     assert graph.headers["content-type"].startswith("text/vnd.graphviz")

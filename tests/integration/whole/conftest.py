@@ -14,6 +14,7 @@ _VARIABLES = {
     "TUTTI_AGENTS": "word_count.agents:count_words,word_count.agents:CommonWords",
     "TUTTI_EGRESS_ALLOW": "127.0.0.1/32",
     "CLIENT_TOKEN": "client-token",
+    "GLOBAL_WORKER_TOKEN": "worker-token",
 }
 
 

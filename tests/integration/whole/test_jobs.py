@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +12,7 @@ import httpx
 import pytest
 
 from tests.integration.running_service import eventually
-from tests.integration.service_process import ServiceProcess
+from tests.integration.service_process import REPOSITORY, ServiceProcess
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -56,6 +58,31 @@ def test_example_drafts_in_a_circle_and_then_asks_a_person(client: httpx.Client)
     decided = client.post(f"/_public/webhooks/approval/{job_id}", json={"decision": "rejected"})
     assert decided.json() == {"status": "approval_received", "job_id": job_id}
     assert job_in(client, job_id, "failed")["error_message"] == "no draft was good enough"
+
+
+@pytest.fixture
+def worker(served: ServiceProcess) -> Iterator[None]:
+    """The example of a worker, as a process of its own: it echoes."""
+    command = [sys.executable, str(REPOSITORY / "examples" / "worker.py"), served.url, "worker-token"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    yield
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.usefixtures("worker")
+def test_worker_outside_does_what_jobs_wait_for(client: httpx.Client) -> None:
+    job_id = create(client, "ext_task", task_type="echo", params={"seconds": 0.1})
+    job = job_in(client, job_id, "finished")
+    assert job["state_history"] == {"result": {"echo": {"seconds": 0.1}}}
+    job = job_in(client, create(client, "ext_parallel", seconds=0.1), "finished")
+    parts = {
+        name: each["data"]["echo"]["part"] for name, each in job["aggregation_results"]["results"].items()
+    }
+    assert parts == {"first": 1, "second": 2, "third": 3}
+    history = client.get(f"/api/v1/jobs/{job_id}/history").json()
+    (dispatched,) = [each for each in history if each["event_type"] == "task_dispatched"]
+    assert dispatched["worker_id"].startswith("example-")
 
 
 def test_new_file_is_served_by_all_replicas_and_a_handler_that_raises_is_quarantined(

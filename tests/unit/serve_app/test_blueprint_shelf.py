@@ -65,6 +65,12 @@ def test_second_of_a_name_and_one_with_a_dangling_move_are_left_out(settings: Se
         shelf.get("two")
 
 
+def test_demand_that_no_worker_can_be_compared_with_is_refused(settings: Settings) -> None:
+    put(settings, "odd", text=TEXT.replace("dispatch: x", "dispatch: x, demands: {strategy: luck}"))
+    (problem,) = opened(settings).problems
+    assert "luck" in problem.reason
+
+
 async def test_file_that_was_broken_by_a_change_leaves_what_was_served(settings: Settings) -> None:
     put(settings, "one")
     shelf = opened(settings)

@@ -6,7 +6,6 @@ import orjson
 import pytest
 from msgspec import structs
 
-from cluster.engine import GrowingRun
 from cluster.errors import Conflict
 from cluster.lifecycle.run_status import RunStatus
 from cluster.model.blueprint import Move, Parameter, ParameterType, Work
@@ -328,14 +327,7 @@ def test_inputs_of_a_sub_blueprint_are_checked_and_get_its_defaults() -> None:
     }
 
 
-def test_work_of_a_step_is_that_of_its_state_and_of_a_wait_none() -> None:
+def test_step_for_a_worker_outside_says_what_its_state_demands() -> None:
     demands = {"strategy": "cheapest"}
-    one = Work(capability="x", is_outside=True, name="one", demands=demands)
-    stage = staged(
-        work("fan", Work(capability="work", name="zero"), one, success="ask"), wait("ask", yes="end"), end()
-    )
-    assert isinstance(stage.run, GrowingRun)
-    assert stage.run.work_of(1) == one
-    stage.do(0)
-    stage.do(1)
-    assert stage.run.work_of(2) is None
+    outside = Work(capability="x", is_outside=True, demands=demands)
+    assert staged(work("a", outside, success="end"), end()).run.plan.steps[0].step.demands == demands
