@@ -38,12 +38,13 @@ class Account:
 class FairShare:
     """The accounts of one level. Who has the smallest tag goes first; ordering is the caller's."""
 
-    __slots__ = ("_accounts", "_num_waiting", "_virtual")
+    __slots__ = ("_accounts", "_num_waiting", "_prune_above", "_virtual")
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
         self._virtual = 0.0
         self._num_waiting = 0
+        self._prune_above = _MIN_KEPT
 
     def enter(self, tenant: str, weight: float) -> Account:
         """Note that a queue of a tenant begins to ask; returns the tenant's account."""
@@ -61,9 +62,12 @@ class FairShare:
         """Note that a queue has nothing to ask any more."""
         account.num_waiting -= 1
         self._num_waiting -= 1
-        if not self._num_waiting:
-            self._accounts.clear()
-            self._virtual = 0.0
+
+    def clear(self) -> None:
+        """Forget what everybody had: nothing waits any more, parked or not."""
+        self._accounts.clear()
+        self._virtual = 0.0
+        self._prune_above = _MIN_KEPT
 
     def charge(self, account: Account, cost: float) -> None:
         """Serve a step of the account's tenant.
@@ -76,7 +80,7 @@ class FairShare:
         refund = min(account.credit, cost)
         account.credit -= refund
         account.tag += (cost - refund) / account.weight
-        if len(self._accounts) > 2 * self._num_waiting + _MIN_KEPT:
+        if len(self._accounts) > max(2 * self._num_waiting + _MIN_KEPT, self._prune_above):
             self._prune()
 
     def settle(self, tenant: str, more: float) -> None:
@@ -103,3 +107,4 @@ class FairShare:
             for tenant, account in self._accounts.items()
             if account.num_waiting or account.tag > self._virtual
         }
+        self._prune_above = 2 * len(self._accounts)

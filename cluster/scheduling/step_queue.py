@@ -420,6 +420,8 @@ class StepQueue:
             if group.parked_under:
                 del self._parked_groups[group.parked_under][group]
             del self._groups[group.tenant, group.level.priority, group.lane.name]
+        if not group.level.num:
+            group.level.share.clear()
         if not group.lane.num and not group.lane.mask:
             self._lanes.pop(group.lane.name, None)
 

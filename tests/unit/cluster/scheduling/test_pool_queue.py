@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,3 +96,31 @@ def test_step_may_pass_only_where_neither_priority_nor_age_nor_another_tenant_sp
     assert not queue.may_pass(step("new", priority=10, at=8), 1.0)
     queue.push(step("other", tenant="u", at=8))
     assert not queue.may_pass(step("new", at=8), 1.0)
+
+
+@pytest.mark.parametrize(("cost", "limit"), [(2.0, 2), (0.05, 2), (0.05, 3)])
+def test_weights_hold_where_a_key_is_the_bound_because_parked_tenants_keep_what_they_had(
+    cost: float, limit: int
+) -> None:
+    limits = Limits()
+    limits.set_concurrency(CAPABILITY[0], limit, 0)
+    limits.acquire(CAPABILITY * limit, 0)
+    queue = PoolQueue("p", limits, weight_of={"acme": 2.0, "beta": 1.0}.__getitem__)
+    for number in range(40):
+        for tenant in ("beta", "acme"):
+            queue.push(step((tenant, number), tenant, at=number, cost=cost))
+            assert queue.front(0) is None, "all wait for the key"
+    limits.release(CAPABILITY * limit, 0)
+    running: deque[QueuedStep] = deque()
+    started: list[str] = []
+    now = 0.0
+    while queue:
+        while (found := queue.pop(now)) is not None:
+            running.append(found)
+            started.append(found.tenant)
+        now += 0.05
+        ended = running.popleft()
+        queue.settle(ended, 0.05)
+        limits.release((tenant_key(ended.tenant), *ended.keys), now)
+    first = started[:30]
+    assert (first.count("acme"), first.count("beta")) == (20, 10)
