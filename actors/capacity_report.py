@@ -91,8 +91,8 @@ class CapacityReport:
             nodes=tuple(self._nodes()),
             pools=tuple(self._pool(pool) for _, pool in sorted(self._fleet.pools.items())),
             limits=tuple(
-                LimitState(key, spec.max_concurrent, num_used, spec.rate or None, spec.burst)
-                for key, (spec, num_used) in self._division.uses().items()
+                LimitState(key, spec.max_concurrent, num_used, spec.rate or None, spec.burst, pattern)
+                for key, (spec, num_used, pattern) in self._division.uses().items()
             ),
             utilisation=round(packer.utilisation if packer.total_shares else self._cpu_utilisation(), 4),
             fragmentation=round(packer.fragmentation, 4),

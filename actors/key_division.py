@@ -189,13 +189,15 @@ class KeyDivision:
         parts = max(self._num_orchestrators, len(self._claimants))
         return KeyLimit(key, share, num / parts, per_s, max(spec.burst / parts, 1.0))
 
-    def uses(self) -> dict[str, tuple[LimitSpec, int]]:
-        """Tell for each key that is declared or in use its limit and how many StepRuns hold it."""
-        found = {key: (spec, 0) for key, spec in self._declared.items()}
-        found |= {key: (state.spec, 0) for key, state in self._keys.items()}
+    def uses(self) -> dict[str, tuple[LimitSpec, int, str]]:
+        """Tell for each key that is declared or in use its limit, how many StepRuns hold it, and the pattern
+        that limits it ("" where it is declared itself).
+        """
+        found = {key: (spec, 0, "") for key, spec in self._declared.items()}
+        found |= {key: (state.spec, 0, state.pattern) for key, state in self._keys.items()}
         for claimant in self._claimants:
             for key, use in claimant.needs.keys.items():
                 if key in found:
-                    spec, num_used = found[key]
-                    found[key] = (spec, num_used + use.num_used)
+                    spec, num_used, pattern = found[key]
+                    found[key] = (spec, num_used + use.num_used, pattern)
         return found

@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import re
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from actors.pools import declared_pools
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CapacityService", "KnownLimit", "KnownPool", "PoolOverview"]
 
-_POOL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _BUILT_IN, _AGENTS, _FILE, _RUN_TIME = "built-in", "agents", "file", "run time"
 _log = logging.getLogger("tutti.capacity")
 
@@ -112,12 +108,10 @@ class CapacityService:
         Raises:
             InvalidInput: A value cannot be used; the message says why and what could be.
         """
-        if not _POOL_NAME.match(spec.name):
-            raise InvalidInput("name: must be 1 to 63 characters of a-z 0-9 -", field="name")
         try:
             check_pool(spec)
         except InvalidSetting as error:
-            raise InvalidInput(error.message, field=_blamed_field(error.message)) from None
+            raise InvalidInput(error.message, **error.details) from None
         await self.store.put_pool(spec)
         _log.info("pool declared, pool=%s by=%s", spec.name, principal.subject)
         return await self.pool(spec.name)
@@ -154,8 +148,9 @@ class CapacityService:
             key: KnownLimit(key, spec, _RUN_TIME, 0) for key, spec in changed.items() if spec is not None
         }
         for state in states:
-            declared = _declaration_of(state.key, changed)
-            if declared is None:
+            # A key that is declared itself goes before every pattern, as where limits are enforced.
+            declared = state.key if state.key in changed else state.pattern
+            if declared not in changed:
                 known[state.key] = KnownLimit(state.key, _spec_of(state), _FILE, state.num_used)
             elif (spec := changed[declared]) is not None:
                 known[state.key] = KnownLimit(state.key, spec, _RUN_TIME, state.num_used)
@@ -223,18 +218,6 @@ def _read_declarations(settings: Settings) -> dict[str, tuple[PoolSpec, str]]:
         )
         for name, spec in everything.items()
     }
-
-
-def _blamed_field(message: str) -> str | None:
-    """Find the field that the core's message begins with, after the pool's name."""
-    _, _, rest = message.partition(": ")
-    words = re.findall(r"[a-z_]+", rest)
-    return next((word for word in words if word in PoolSpec.__struct_fields__), None)
-
-
-def _declaration_of(key: str, changed: Mapping[str, object]) -> str | None:
-    """Find what was declared at run time for a key: itself, or a pattern that it matches."""
-    return key if key in changed else next((each for each in changed if fnmatchcase(key, each)), None)
 
 
 def _spec_of(state: LimitState) -> LimitSpec:

@@ -110,13 +110,16 @@ class PoolState(msgspec.Struct, frozen=True):
 
 
 class LimitState(msgspec.Struct, frozen=True):
-    """A concurrency or rate key and its use in the whole cluster."""
+    """A concurrency or rate key and its use in the whole cluster; `pattern` is the declared one that limits
+    it, "" where it is declared itself.
+    """
 
     key: str
     max_concurrent: int | None = None
     num_used: int = 0
     rate: str | float | None = None
     burst: float = 1.0
+    pattern: str = ""
 
 
 class CapacitySnapshot(msgspec.Struct, frozen=True):

@@ -102,12 +102,15 @@ async def test_pool_is_declared_changed_and_removed_at_run_time(client, redis_ur
     [
         ("llm", {"num_gpus": 0.3}, 422, "num_gpus", "nearest are 1/4 = 0.25 and 1/3 = 0.3333"),
         ("llm", {"num_gpus": 1.5}, 422, "num_gpus", "nearest are 1 and 2"),
-        ("llm", {"min_replicas": 3}, 422, "min_replicas", "min_replicas <= max_replicas"),
-        ("llm", {"agents": []}, 422, None, "at least one agent"),
+        ("llm", {"min_replicas": 3}, 422, "min_replicas", "not be above max_replicas"),
+        ("llm", {"agents": []}, 422, "agents", "at least one"),
         ("llm", {"agents": "x"}, 422, "agents", "array"),
         ("llm", {"num_gpu": 1}, 422, None, "num_gpu"),
         ("llm", {"name": "other"}, 422, "name", "the path says"),
         ("LLM", {}, 422, "name", "a-z"),
+        ("llm", {"num_gpus": -1}, 422, "num_gpus", "0 to 100,000"),
+        ("llm", {"gang_size": 2_000_000}, 422, "gang_size", "1 to 1,000"),
+        ("llm", {"max_crashes": 0}, 422, "max_crashes", "1 to 1,000"),
         ("llm", {"strategy": "ANY"}, 422, "strategy", "STRICT_PACK"),
     ],
 )
@@ -126,7 +129,8 @@ async def test_body_that_is_no_json_is_400(client):
 
 
 async def test_limit_is_declared_changed_and_removed_at_run_time(client, redis_url):
-    tell(redis_url, snapshot())
+    of_pattern = {"key": "user-7", "max_concurrent": 1, "num_used": 1, "pattern": "user-*"}
+    tell(redis_url, snapshot(limits=[*snapshot()["limits"][:3], of_pattern]))
     put = await client.put("/api/v1/limits/user-*", json={"max_concurrent": 2, "rate": "10/m", "burst": 3})
     assert put.json() == {
         "key": "user-*",
@@ -144,6 +148,21 @@ async def test_limit_is_declared_changed_and_removed_at_run_time(client, redis_u
     assert (await client.delete("/api/v1/limits/user-*")).status_code == 200
     left = [limit["key"] for limit in (await client.get("/api/v1/limits")).json()["limits"]]
     assert left == ["tenant:acme", "tenant:shop"]
+
+
+async def test_key_of_its_own_goes_before_patterns_that_are_declared_or_were_removed(client, redis_url):
+    of_pattern = {"key": "user-7", "max_concurrent": 1, "num_used": 1, "pattern": "*"}
+    tell(redis_url, snapshot(limits=[*snapshot()["limits"][:3], of_pattern]))
+    await client.put("/api/v1/limits/*", json={"max_concurrent": 1})
+    acme = (await client.get("/api/v1/limits/tenant:acme")).json()
+    assert (acme["max_concurrent"], acme["source"]) == (4, "file")
+    await client.put("/api/v1/limits/tenant:acme", json={"max_concurrent": 3})
+    acme = (await client.get("/api/v1/limits/tenant:acme")).json()
+    assert (acme["max_concurrent"], acme["source"], acme["num_used"]) == (3, "run time", 4)
+    assert (await client.delete("/api/v1/limits/*")).status_code == 200
+    left = [limit["key"] for limit in (await client.get("/api/v1/limits")).json()["limits"]]
+    assert left == ["capability:llm", "tenant:acme", "tenant:shop"]
+    assert (await client.get("/api/v1/limits/tenant:shop")).json()["source"] == "file"
 
 
 @pytest.mark.parametrize(
