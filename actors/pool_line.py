@@ -11,6 +11,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from cluster.scheduling.pool_queue import PoolQueue
 from cluster.scheduling.reasons import (
     AgentsUnavailable,
@@ -36,6 +38,8 @@ __all__ = ["Backlog", "PoolLine", "Ready", "Wait", "num_free", "warm_link"]
 
 _MIN_GARBAGE = 64
 _LEAST_S = 0.001
+_QUIET_MEANS = 2.0
+_LEAST_QUIET_S = 1.0
 
 
 class Ready(NamedTuple):
@@ -215,16 +219,27 @@ class PoolLine:
         means = [mean_s[name] for name in entry.capabilities if name in mean_s]
         num_slots = sum(link.slots for link in self.links)
         num_per_s = num_slots / max(sum(means) / len(means), _LEAST_S) if means and num_slots else None
+        quiet_s = time.monotonic() - max(link.ended_at for link in self.links)
+        if means and quiet_s > max(_QUIET_MEANS * sum(means) / len(means), _LEAST_QUIET_S):
+            num_per_s = None  # the mean is of other attempts: nothing ends here now
         found = self.queue.reasons(asked, now, num_per_s)
-        return {ready: self._said(ready, found.get(ready)) for ready in asked}
+        return {ready: self._said(ready, found.get(ready), now, quiet_s) for ready in asked}
 
-    def _said(self, ready: Ready, reason: Reason | None) -> Reason:
+    def _said(self, ready: Ready, reason: Reason | None, now: float, quiet_s: float) -> Reason:
         if reason is None:
             return IsolationWanted(pool=self.name) if self.suspects else ReplicaMissing(pool=self.name)
+        if reason.until_at is not None:
+            overdue_s = 0.0
+            if isinstance(reason, BehindOthers):
+                overdue_s = min(quiet_s, now - self.queue[ready].item.ready_at)
+            if reason.until_at - now <= overdue_s:
+                reason = msgspec.structs.replace(reason, until_at=None)
         if isinstance(reason, BehindOthers) and not reason.num_ahead:
             model = self.queue[ready].lane
             if model and all(link.model != model for link in self.links):
                 return ModelCold(model=model, where=f"pool {self.name}", until_at=reason.until_at)
+        if isinstance(reason, BehindOthers) and self.entry is not None and self.best_link("") is None:
+            return self.entry.reason or reason
         return reason
 
     def wake_at(self, delay_s: float, serve: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ while it holds attempts of ours; its return, at the latest after 5 s, is the rep
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
@@ -53,6 +54,7 @@ class ReplicaLink:
         stopping: Attempts told to stop, to the instant of it.
         was_replaced: Whether it was asked to be killed; what it holds is not to blame.
         is_silent: Whether it was for not answering: what it holds may block it, and is to blame.
+        ended_at: When an attempt ended there last (monotonic seconds); minus infinity before the first.
         exclusive: Whether one suspect attempt has the replica for itself.
         suspect: That attempt, also while others have joined it; None where there is none.
         alone_since: Since when it empties for a suspect, or a suspect has it for itself (monotonic seconds).
@@ -72,6 +74,7 @@ class ReplicaLink:
         self.lost = False
         self.was_replaced = False
         self.is_silent = False
+        self.ended_at = -math.inf
         self._caller = caller
         self._owner = owner
         self._there: set[AttemptKey] = set()  # sent or adopted: what a waiting call can bring news of
@@ -254,6 +257,7 @@ class ReplicaLink:
         if reports:
             for report in reports:
                 if report.kind != "progress":
+                    self.ended_at = self._last_answer_at
                     self.held.pop(report.key, None)
                     self._there.discard(report.key)
                     self.stopping.pop(report.key, None)

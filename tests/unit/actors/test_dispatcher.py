@@ -79,6 +79,7 @@ class Rig:
     def end(self, name: str) -> None:
         key, link = self._running.pop(name)
         link.give_up([key])
+        link.ended_at = time.monotonic()
         self.dispatcher.release([key])
         self.dispatcher.serve_pool("p")
 
@@ -198,12 +199,43 @@ async def test_reasons_tell_the_place_in_the_queue_and_when_it_will_be_reached(r
     rig.table()
     for number in range(4):
         rig.submit(f"r-{number}")
+    rig.end("r-0")
     reason = rig.why("r-3")
     assert isinstance(reason, BehindOthers)
-    assert (reason.num_ahead, reason.priority) == (2, 50)
+    assert (reason.num_ahead, reason.priority) == (1, 50)
     assert reason.until_at is not None
-    # Three turns of two seconds on one slot.
-    assert 5 < reason.until_at - rig.dispatcher.now() <= 6
+    # Two turns of two seconds on one slot.
+    assert 3 < reason.until_at - rig.dispatcher.now() <= 4
+
+
+async def test_nothing_is_estimated_where_no_attempt_ends_or_what_was_estimated_is_over(rig: Rig) -> None:
+    rig.table()
+    for number in range(3):
+        rig.submit(f"r-{number}")
+    assert rig.why("r-1") == BehindOthers(num_ahead=0, priority=50), "nothing has ended yet"
+    rig.end("r-0")
+    link = rig.dispatcher.lines["p"].links[0]
+    wait = rig.dispatcher.lines["p"].queue[Ready("r-2", 0, -1)].item
+    link.ended_at -= 3.0
+    wait.ready_at -= 3.0
+    assert rig.why("r-2") == BehindOthers(num_ahead=0, priority=50), "two seconds were estimated"
+    link.ended_at -= 7.0
+    rig.submit("late")
+    assert rig.why("late") == BehindOthers(num_ahead=1, priority=50), "nothing has ended lately"
+
+
+async def test_pool_that_is_full_and_cannot_grow_says_why_instead_of_who_goes_first(rig: Rig) -> None:
+    short = CapacityShort(num_bundles=1, missing="GPU", num_missing=1.0)
+    limits = [KeyLimit("tenant:x", 1)]
+    rig.table(slots=2, limits=limits, reason=short)
+    for name in ("x-0", "x-1"):
+        rig.submit(name, tenant="x")
+    for name in ("r-0", "r-1"):
+        rig.submit(name)
+    assert isinstance(rig.why("x-1"), QuotaReached), "a key is what it waits for"
+    assert rig.why("r-1") == short
+    rig.table(slots=2, limits=limits)
+    assert isinstance(rig.why("r-1"), BehindOthers)
 
 
 async def test_before_the_first_table_nobody_knows_the_pools(rig: Rig) -> None:
