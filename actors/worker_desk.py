@@ -27,6 +27,8 @@ from cluster.model.run_id import client_id
 from cluster.model.view import Failure
 from cluster.model.worker_result import WorkerResult, meaning_of
 from cluster.scheduling.worker_demands import board_offer_fields
+from cluster.store.connection import redis_errors_as_ours
+from cluster.store.scripts import call_many
 from cluster.store.step_leases import LeaseEnd, OfferState, StepLeases, offer_id_of
 from cluster.store.worker_board import BoardOffer, WorkerBoard
 
@@ -148,11 +150,17 @@ class WorkerDesk:
     async def _post(self, run_id: str, unit: Unit, offered: _Offered, again: bool) -> None:
         if self.waiting.get(run_id, {}).get(unit) is not offered:
             return
-        before = await self._leases.offer(
+        offer = self._leases.offer_call(
             offered.offer_id, run_id, unit, offered.attempt, offered.body, again=again
         )
-        if again or before in {OfferState.NONE, OfferState.OFFERED, OfferState.WITHDRAWN}:
-            await self._board.post(offered.offer_id, offered.board)
+        # On the board it does no harm although somebody has it: a claim finds that out.
+        calls = (offer, self._board.post_call(offered.offer_id, offered.board))
+        with redis_errors_as_ours():
+            replies = await call_many(self._driver.journal.redis, calls)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        await self._board.give_best(offered.offer_id, offered.board, replies[1])
 
     # -- taking back
 

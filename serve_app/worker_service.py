@@ -24,8 +24,9 @@ from cluster.model.run_id import client_id
 from cluster.model.worker_result import WorkerResult
 from cluster.scheduling.matching import WorkerOffer
 from cluster.store.blobs import BlobStore
-from cluster.store.connection import connect_redis
+from cluster.store.connection import connect_redis, redis_errors_as_ours
 from cluster.store.keys import WorkerKeys
+from cluster.store.scripts import Call, call_many
 from cluster.store.step_leases import Claim, Completion, LeaseEnd, StepLeases
 from cluster.store.worker_board import WorkerBoard, WorkerLine
 
@@ -236,13 +237,25 @@ class WorkerService:
         return claim
 
     async def _claim_now(self, offer_id: str, worker_id: str) -> Claim | None:
-        claim, _ = await asyncio.gather(
-            self.leases.claim(offer_id, worker_id, uuid4().hex),
-            self.board.settle(offer_id, worker_id, "claimed"),
-        )
+        token = uuid4().hex
+        call = self.leases.claim_call(offer_id, worker_id, token)
+        if call is None:
+            return None
+        reply, to_stop = await self._send(call, self.board.settle_call(offer_id, worker_id, "claimed"))
+        claim = self.leases.claim_of(reply, offer_id, token)
         if claim is None:
             await self.board.stopped(worker_id, offer_id)
-        return claim
+            return None
+        return claim._replace(to_stop=tuple(sorted(each.decode() for each in to_stop)))
+
+    async def _send(self, *calls: Call) -> list[Any]:
+        """Call scripts in one round trip."""
+        with redis_errors_as_ours():
+            replies = await call_many(self.board.redis, calls)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return replies
 
     async def _release(self, claiming: asyncio.Future[Claim | None], worker_id: str) -> None:
         claim = await claiming
@@ -282,9 +295,6 @@ class WorkerService:
             Forbidden: Another worker has it.
             InvalidInput: The data has a key that is reserved.
         """
-        stored = await self.leases.run_of(offer_id)
-        if stored is None or run_id not in {"", client_id(stored)}:
-            raise NotFound("no such task")
         raw = msgspec.json.encode(result)
         if b"$blob" in raw and has_reserved_key(result.data):
             raise InvalidInput("result.data: the key $blob is reserved", field="result.data")
@@ -292,11 +302,26 @@ class WorkerService:
             content = msgspec.json.encode(result.data)
             reference = await asyncio.to_thread(self._blobs.put, content, "application/json")
             raw = msgspec.json.encode(msgspec.structs.replace(result, data=reference))
-        completion = await self.leases.complete(offer_id, stored, worker_id, token, raw)
+        completion = await self._complete(worker_id, offer_id, run_id, token, raw)
+        if completion is Completion.MISNAMED:  # the store's name of another tenant's Run is longer
+            stored = await self.leases.run_of(offer_id) or ""
+            if run_id not in {"", client_id(stored)}:
+                raise NotFound("no such task")
+            completion = await self._complete(worker_id, offer_id, stored, token, raw)
+        if completion in {Completion.UNKNOWN, Completion.MISNAMED}:
+            raise NotFound("no such task")
         if completion is Completion.FOREIGN:
             raise Forbidden("another worker has this task")
-        await self.board.stopped(worker_id, offer_id)
         return completion
+
+    async def _complete(
+        self, worker_id: str, offer_id: str, run_id: str, token: str, raw: bytes
+    ) -> Completion:
+        call = self.leases.complete_call(offer_id, run_id, worker_id, token, raw)
+        if call is None:
+            return Completion.UNKNOWN
+        reply, _ = await self._send(call, self.board.settle_call(offer_id, worker_id, "done"))
+        return Completion(reply.decode())
 
     async def holder_of(self, offer_id: str) -> str:
         """Say who has a task: for connections that do not say whose they are.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from cluster.store import keys, scripts
+from cluster.store import scripts
 from cluster.store.connection import redis_errors_as_ours
 from cluster.store.keys import OFFER_TTL_S, OVER_OFFER_TTL_S, PartitionKeys, partition_of
 
@@ -50,6 +50,8 @@ class Completion(StrEnum):
     """Another worker has it."""
     UNKNOWN = "unknown"
     """There is no such offer."""
+    MISNAMED = "misnamed"
+    """It is of another Run."""
 
 
 class LeaseEnd(StrEnum):
@@ -61,13 +63,14 @@ class LeaseEnd(StrEnum):
 
 
 class Claim(NamedTuple):
-    """A lease that has begun: what the worker is told, and the fencing token."""
+    """A lease that has begun: what the worker is told, the fencing token, and what else it is to stop."""
 
     offer_id: str
     body: bytes
     run_id: str
     attempt: int
     token: str
+    to_stop: tuple[str, ...] = ()
 
 
 class Ended(NamedTuple):
@@ -131,11 +134,17 @@ class StepLeases:
             The state before. Where it is LEASED, DONE or LOST, and not `again`, nothing was changed: the
             inbox brings the news.
         """
-        names = self._names_of_ours(offer_id)
-        arguments: list[scripts.Argument] = [run_id, *unit, attempt, body, OFFER_TTL_S * 1000, int(again)]
+        call = self.offer_call(offer_id, run_id, unit, attempt, body, again=again)
         with redis_errors_as_ours():
-            reply: bytes = await scripts.call(self.redis, scripts.OFFER, [names.offer(offer_id)], arguments)
+            reply: bytes = await scripts.call(self.redis, *call)
         return OfferState(reply.decode())
+
+    def offer_call(
+        self, offer_id: str, run_id: str, unit: tuple[int, int], attempt: int, body: bytes, *, again: bool
+    ) -> scripts.Call:
+        """Make the call behind `offer`, to be sent with others."""
+        arguments: list[scripts.Argument] = [run_id, *unit, attempt, body, OFFER_TTL_S * 1000, int(again)]
+        return scripts.OFFER, [self._names_of_ours(offer_id).offer(offer_id)], arguments
 
     async def keep(self, offer_ids: Sequence[str]) -> None:
         """Let offers live on that have waited for long."""
@@ -200,16 +209,24 @@ class StepLeases:
             worker_id: Who.
             token: New for each claim; the same again, where the first answer was lost, gets the same answer.
         """
+        call = self.claim_call(offer_id, worker_id, token)
+        if call is None:
+            return None
+        with redis_errors_as_ours():
+            reply: Any = await scripts.call(self.redis, *call)
+        return self.claim_of(reply, offer_id, token)
+
+    def claim_call(self, offer_id: str, worker_id: str, token: str) -> scripts.Call | None:
+        """Make the call behind `claim`, to be sent with others; None where there is no such offer."""
         names = self._names(offer_id)
         if names is None:
             return None
-        with redis_errors_as_ours():
-            reply: Any = await scripts.call(
-                self.redis,
-                scripts.LEASE_CLAIM,
-                [names.offer(offer_id), names.inbox, names.leases],
-                [offer_id, worker_id, token, self.lease_ms],
-            )
+        keys_ = [names.offer(offer_id), names.inbox, names.leases]
+        return scripts.LEASE_CLAIM, keys_, [offer_id, worker_id, token, self.lease_ms]
+
+    @staticmethod
+    def claim_of(reply: Any, offer_id: str, token: str) -> Claim | None:
+        """Read the reply to a call of `claim_call`."""
         return Claim(offer_id, reply[0], reply[1].decode(), int(reply[2]), token) if reply else None
 
     async def renew(
@@ -254,14 +271,20 @@ class StepLeases:
             token: "" where the worker does not echo it.
             result: JSON for the owner.
         """
-        names = self._names(offer_id)
-        if names is None:
+        call = self.complete_call(offer_id, run_id, worker_id, token, result)
+        if call is None:
             return Completion.UNKNOWN
         with redis_errors_as_ours():
-            reply: bytes = await scripts.call(
-                self.redis,
-                scripts.LEASE_COMPLETE,
-                [names.offer(offer_id), names.inbox, names.leases, names.run(run_id)],
-                [offer_id, worker_id, token, result, keys.OVER_OFFER_TTL_S * 1000],
-            )
+            reply: bytes = await scripts.call(self.redis, *call)
         return Completion(reply.decode())
+
+    def complete_call(
+        self, offer_id: str, run_id: str, worker_id: str, token: str, result: bytes
+    ) -> scripts.Call | None:
+        """Make the call behind `complete`, to be sent with others; None where there is no such offer."""
+        names = self._names(offer_id)
+        if names is None:
+            return None
+        keys_ = [names.offer(offer_id), names.inbox, names.leases, names.run(run_id)]
+        arguments: list[scripts.Argument] = [offer_id, worker_id, token, result]
+        return scripts.LEASE_COMPLETE, keys_, [*arguments, OVER_OFFER_TTL_S * 1000, run_id]

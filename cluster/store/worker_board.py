@@ -251,6 +251,18 @@ class WorkerBoard:
         return await self._match(offer_id, offer, is_known=False)
 
     async def _match(self, offer_id: str, offer: BoardOffer, *, is_known: bool) -> str:
+        with redis_errors_as_ours():
+            rows: Any = await scripts.call(self.redis, *self.post_call(offer_id, offer, is_known=is_known))
+        return await self.give_best(offer_id, offer, rows)
+
+    def post_call(self, offer_id: str, offer: BoardOffer, *, is_known: bool = False) -> scripts.Call:
+        """Make the first call of `post`, to be sent with others; `give_best` takes its reply.
+
+        Args:
+            offer_id: Which.
+            offer: What it asks for.
+            is_known: Only if it is on the board already.
+        """
         names = [
             WorkerKeys.offers,
             WorkerKeys.board,
@@ -267,8 +279,10 @@ class WorkerBoard:
         most = _MAX_CANDIDATES if is_simple else _MAX_CANDIDATES_FOR_NEEDS
         need = b"" if offer.is_for_any else _encode(offer)
         arguments: list[scripts.Argument] = [offer_id, offer.kind, offer.order, need, most, int(is_known)]
-        with redis_errors_as_ours():
-            rows: Any = await scripts.call(self.redis, scripts.BOARD_POST, names, arguments)
+        return scripts.BOARD_POST, names, arguments
+
+    async def give_best(self, offer_id: str, offer: BoardOffer, rows: Any) -> str:
+        """Give an offer to the best of the workers that `post_call` told of; returns who, "" for none."""
         candidates = [
             msgspec.structs.replace(
                 _profiles.decode(rows[n + 1]), num_running=int(rows[n + 2]), last_given_at=float(n)
@@ -306,9 +320,16 @@ class WorkerBoard:
 
     async def settle(self, offer_id: str, worker_id: str, what: str) -> None:
         """Say what became of an offer: claimed | returned (it was given and not claimed) | over."""
-        names = [WorkerKeys.offers, WorkerKeys.board, WorkerKeys.given, WorkerKeys.held(worker_id)]
         with redis_errors_as_ours():
-            await scripts.call(self.redis, scripts.BOARD_SETTLE, names, [offer_id, what, self._lease_ms])
+            await scripts.call(self.redis, *self.settle_call(offer_id, worker_id, what))
+
+    def settle_call(self, offer_id: str, worker_id: str, what: str) -> scripts.Call:
+        """Make the call behind `settle`, to be sent with others; it tells what the worker is to stop. `done`:
+        the worker is no longer at it.
+        """
+        names = [WorkerKeys.offers, WorkerKeys.board, WorkerKeys.given]
+        names += [WorkerKeys.held(worker_id), WorkerKeys.cancels(worker_id)]
+        return scripts.BOARD_SETTLE, names, [offer_id, what, self._lease_ms]
 
     async def give_back(self, offer_id: str, worker_id: str) -> None:
         """Return an offer that a worker was given and will not claim; the next one gets it."""
@@ -369,11 +390,7 @@ class WorkerBoard:
 
     async def stopped(self, worker_id: str, offer_id: str) -> None:
         """Note that a worker is no longer at something."""
-        with redis_errors_as_ours():
-            pipe = self.redis.pipeline(transaction=False)
-            pipe.srem(WorkerKeys.cancels(worker_id), offer_id)
-            pipe.zrem(WorkerKeys.held(worker_id), offer_id)
-            await pipe.execute()
+        await self.settle(offer_id, worker_id, "done")
 
     # -- pauses
 

@@ -141,10 +141,9 @@ def _add_task_routes(router: APIRouter, workers: WorkerService, most_s: float) -
         if claim is None:
             return Response(status_code=204)
         task = _task_of(claim, await workers.body_of(claim))
-        to_stop = await workers.to_stop(worker_id)
-        if not to_stop:
+        if not claim.to_stop:
             return json_response(task)
-        return json_response({**msgspec.structs.asdict(task), "cancel_task_ids": to_stop})
+        return json_response({**msgspec.structs.asdict(task), "cancel_task_ids": claim.to_stop})
 
     @router.post("/_worker/tasks/result", summary="Hand a result in", **described("WorkerAnswer"))
     async def take_result(request: Request, principal: _Worker) -> Response:

@@ -1,10 +1,15 @@
 -- Take a result: the lease ends, and its owner is told, together, or nothing happens.
 -- KEYS  1 offer  2 inbox  3 leases  4 run
 -- ARGV  1 offer id  2 worker  3 token or '' where the worker does not echo it  4 result (JSON)  5 TTL in ms of what is over
+--       6 run_id, whose key the fourth is
 -- reply accepted | repeated (accepted before) | late (it had the lease, and has it no more) | foreign (another worker's) | unknown
+--       | misnamed (it is another Run's)
 local o = redis.call('HMGET', KEYS[1], 'state', 'worker', 'token', 'run', 'attempt', 'step', 'item', 'former')
 if not o[1] then
   return 'unknown'
+end
+if o[4] ~= ARGV[6] then
+  return 'misnamed'
 end
 if o[2] ~= ARGV[2] then
   if o[8] and string.find(' ' .. o[8] .. ' ', ' ' .. ARGV[2] .. ' ', 1, true) then

@@ -55,7 +55,7 @@ async def end_time_of(leases: StepLeases) -> None:
 
 async def test_claim_begins_the_lease_and_tells_the_owner(leases: StepLeases, redis: Redis) -> None:
     claim = await leases.claim(OFFER, "w1", "token-1")
-    assert claim == (OFFER, b'{"n":1}', RUN, 1, "token-1")
+    assert claim == (OFFER, b'{"n":1}', RUN, 1, "token-1", ())
     assert await leases.state(OFFER) == (OfferState.LEASED, "w1")
     (told,) = await news(redis)
     assert told == {"k": "claimed", "r": RUN, "o": OFFER, "s": "0", "i": "-1", "a": "1", "w": "w1"}
