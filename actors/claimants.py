@@ -90,6 +90,10 @@ class Claimants:
         """Tell how long the one that waits longest for a pool has waited."""
         return max((each.oldest_s(pool) for each in self), default=0.0)
 
+    def has_suspects(self, pool: FleetPool) -> bool:
+        """Whether a StepRun waits for a replica of its own, or has it."""
+        return any(each.needs.suspects.get(pool.spec.name) for each in self)
+
     def mean_s(self, capabilities: Iterable[str]) -> float | None:
         """Average what they measured of some capabilities; None where nothing has ended yet."""
         found = [

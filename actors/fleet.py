@@ -25,6 +25,7 @@ class FleetReplica:
         spec: The declaration it was started under.
         created_at: Unix seconds.
         handle: The Ray actor; None before it was made.
+        ready_at: Since when it serves, on the monotonic clock.
         gpu_ids: Ray's ids of its GPUs on its node.
         held: Slots each orchestrator may still be using.
         limits: Slots each was told.
@@ -46,6 +47,7 @@ class FleetReplica:
         "node_id",
         "offered_at",
         "pool",
+        "ready_at",
         "replica_id",
         "socket",
         "spec",
@@ -60,7 +62,7 @@ class FleetReplica:
         self.held: dict[str, int] = {}
         self.limits: dict[str, int] = {}
         self.offered_at = 0
-        self.idle_since = time.monotonic()
+        self.ready_at = self.idle_since = time.monotonic()
         self.is_retiring = self.is_adopted = False
         self.end_event = "retired"
 

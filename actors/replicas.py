@@ -222,7 +222,7 @@ class Replicas:
     def _take_up(self, replica: FleetReplica, answer: dict[str, Any]) -> None:
         replica.node_id, replica.socket = answer["node_id"], answer["socket"]
         replica.gpu_ids = tuple(answer["gpu_ids"])
-        replica.idle_since = time.monotonic()
+        replica.ready_at = replica.idle_since = time.monotonic()
         self._fleet.ready[replica.replica_id] = replica
         self._fleet.bump()
         self._tasks.spawn(self._watch(replica))

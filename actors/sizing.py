@@ -9,6 +9,7 @@ in Ray is `replicas`' business.
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Sizing"]
 
 _TROUBLE_KEPT_S = 30.0
+_CHANCE_S = 2.0
+"""How long it takes at most until a new replica's slots are known, taken, and told of."""
 _MAX_STARTING = 16
 _SHAPE = (
     "agents",
@@ -89,7 +92,9 @@ class Sizing:
             return 0
         name = pool.spec.name
         num_waiting, num_running = self._claimants.num_waiting(pool), 0
+        with_all_s = math.inf
         for replica in self._serving(name):
+            with_all_s = min(with_all_s, now - replica.ready_at - _CHANCE_S)
             used = self._claimants.used(replica.replica_id)
             num_running += used
             if used or num_waiting:
@@ -98,9 +103,10 @@ class Sizing:
         load = PoolLoad(
             num_waiting,
             num_running,
-            # What waits for a replica that is being started says nothing about how many there should be.
-            0.0 if num_starting else self._claimants.oldest_s(pool),
+            # What waited for a replica to start says nothing about how many there should be.
+            0.0 if num_starting else max(min(self._claimants.oldest_s(pool), with_all_s), 0.0),
             self._claimants.mean_s(pool.capabilities),
+            self._claimants.has_suspects(pool),
         )
         return replicas_for(pool.spec, load, self._num_now(name))
 

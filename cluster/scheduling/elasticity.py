@@ -23,14 +23,17 @@ class PoolLoad(NamedTuple):
     Attributes:
         num_waiting: Attempts that wait for a slot.
         num_running: Attempts that have one.
-        oldest_s: How long the one that waits longest has waited.
+        oldest_s: How long the one that waits longest has waited while it could use the slots of all replicas
+            that there are; 0 while one is being started.
         mean_s: Mean time of an attempt; None where nothing has ended yet.
+        has_suspects: Whether somebody needs a replica of his own.
     """
 
     num_waiting: int
     num_running: int
     oldest_s: float = 0.0
     mean_s: float | None = None
+    has_suspects: bool = False
 
 
 class IdleReplica(NamedTuple):
@@ -54,7 +57,8 @@ def replicas_for(pool: PoolSpec, load: PoolLoad, num_now: int) -> int:
 
     Without a mean, everything that waits is given a slot. With one, a slot works off several attempts within
     the target, so that a thousand attempts of 10 ms do not start a hundred replicas. When somebody has waited
-    longer than the target all the same, the estimate is wrong and there is at least one more than now.
+    longer than the target all the same, the estimate is wrong and there is at least one more than now, but
+    never more than have a use: a slot for each that waits or runs, and one replica for who must be alone.
 
     Args:
         pool: The declaration.
@@ -69,7 +73,8 @@ def replicas_for(pool: PoolSpec, load: PoolLoad, num_now: int) -> int:
         per_slot = max(pool.target_wait_s / load.mean_s, 1.0)
     needed = math.ceil((load.num_running + load.num_waiting / per_slot) / pool.concurrency)
     if load.num_waiting and load.oldest_s > pool.target_wait_s:
-        needed = max(needed, num_now + 1)
+        of_use = math.ceil((load.num_running + load.num_waiting) / pool.concurrency) + load.has_suspects
+        needed = max(needed, min(num_now + 1, of_use))
     if load.num_waiting:
         needed = max(needed, 1)
     return max(pool.min_replicas, min(needed, pool.max_replicas))

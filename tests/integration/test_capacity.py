@@ -107,10 +107,15 @@ def test_idle_replica_of_lower_priority_ends_for_one_that_is_needed(pools: Decla
     assert pools.num_begun() == 2, "what worked was let finish"
 
 
-def test_idle_pool_goes_to_zero_and_comes_back(pools: DeclaredPools) -> None:
-    pools.declare("brief", capabilities=["one"], num_gpus=0.5, idle_timeout_s=0.3)
+def test_idle_pool_goes_to_zero_and_comes_back_with_no_more_than_have_work(pools: DeclaredPools) -> None:
+    pools.declare(
+        "brief", capabilities=["one"], num_gpus=0.5, idle_timeout_s=0.3, max_replicas=4, target_wait_s=0.001
+    )
+    before = pools.snapshot().scale_events["started"]
     with pools.work("one"):
         (first,) = pools.await_replicas("brief", 1)
+        eventually(lambda: pools.pool("brief").running == 1, "the scheduler knows that nothing waits")
+        assert pools.snapshot().scale_events["started"] == before + 1, "what waited meanwhile has its replica"
     pools.await_replicas("brief", 0)
     eventually(lambda: not device_groups(), "the device is given back")
     with pools.work("one"):

@@ -45,8 +45,16 @@ def test_short_attempts_share_slots_as_long_as_they_are_done_in_time() -> None:
 
 
 def test_one_more_when_somebody_waits_longer_than_promised() -> None:
-    assert replicas_for(pool(), PoolLoad(3, 4, oldest_s=6.0, mean_s=0.01), 3) == 4
-    assert replicas_for(pool(), PoolLoad(3, 4, oldest_s=6.0, mean_s=0.01), 10) == 10
+    assert replicas_for(pool(), PoolLoad(300, 4, oldest_s=6.0, mean_s=0.01), 3) == 4
+    assert replicas_for(pool(), PoolLoad(300, 4, oldest_s=6.0, mean_s=0.01), 10) == 10
+
+
+def test_no_more_than_have_a_use_however_long_somebody_waits() -> None:
+    one_each = pool(concurrency=1)
+    assert replicas_for(one_each, PoolLoad(1, 0, oldest_s=60.0), 1) == 1
+    assert replicas_for(one_each, PoolLoad(4, 0, oldest_s=60.0), 4) == 4
+    assert replicas_for(one_each, PoolLoad(1, 4, oldest_s=60.0), 4) == 5
+    assert replicas_for(pool(), PoolLoad(1, 1, oldest_s=60.0, has_suspects=True), 1) == 2
 
 
 def test_zero_without_work_and_one_for_the_first_attempt() -> None:
@@ -69,6 +77,8 @@ def test_bounds_hold_and_work_never_meets_zero_replicas(
     load = PoolLoad(num_waiting, num_running, oldest_s, mean_s)
     wanted = replicas_for(pool(min_replicas=1, max_replicas=7), load, num_now)
     assert 1 <= wanted <= 7
+    of_use = -(-(num_waiting + num_running) // pool().concurrency)
+    assert replicas_for(pool(), load, num_now) <= max(of_use, 1 if num_waiting else 0)
     assert replicas_for(pool(), load, num_now) >= (1 if num_waiting or num_running else 0)
 
 
