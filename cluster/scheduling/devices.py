@@ -28,6 +28,7 @@ __all__ = [
     "bundle_of",
     "gpus_of",
     "shares_of",
+    "too_busy",
     "too_small",
 ]
 
@@ -194,6 +195,10 @@ class Device:
         """Whether its memory would do if it were empty."""
         return not self.total_mib or bundle.gpu_mib <= self.total_mib
 
+    def has_share(self, bundle: Bundle) -> bool:
+        """Whether a bundle's share is free, and its memory is counted."""
+        return self.total_mib > 0 and self.free >= min(bundle.shares, SHARES_PER_GPU)
+
     def has_room(self, bundle: Bundle) -> bool:
         """Whether a bundle's share and memory fit."""
         return self.free >= min(bundle.shares, SHARES_PER_GPU) and (
@@ -298,3 +303,35 @@ def too_small(bundle: Bundle, nodes: Sequence[Node]) -> NodeTooSmall:
         if asked > largest:
             return NodeTooSmall(missing=missing, asked=asked / unit, largest=largest / unit)
     return NodeTooSmall(missing="node with all of it at once", asked=1, largest=0)
+
+
+def too_busy(bundle: Bundle, num: int, nodes: Sequence[Node], *, is_together: bool) -> tuple[str, float]:
+    """Say what is short although enough devices are free: the first thing that there is too little of.
+
+    Args:
+        bundle: What each of a request's bundles needs.
+        num: How many bundles, >= 1.
+        nodes: Those that could carry one if they were empty; at least one.
+        is_together: Whether all must lie on one node.
+
+    Returns:
+        Its name and how much of it, in the unit that the name says.
+    """
+    wanted: list[tuple[str, int, list[int], int]] = [
+        ("CPU", bundle.cpu_parts, [node.free_cpu_parts for node in nodes], _PARTS),
+        ("GiB of memory", bundle.memory_bytes, [node.free_memory_bytes for node in nodes], _BYTES_PER_GIB),
+        *(
+            (name, each, [node.free_custom.get(name, 0) for node in nodes], _PARTS)
+            for name, each in bundle.custom
+        ),
+    ]
+    for missing, each, free, unit in wanted:
+        if not each:
+            continue
+        available = max(free) if is_together or num == 1 else sum(here // each for here in free) * each
+        if num * each > available:
+            return missing, (num * each - available) / unit
+    mib = [device.free_mib for node in nodes for device in node.devices if device.has_share(bundle)]
+    if bundle.gpu_mib and mib and max(mib) < bundle.gpu_mib:
+        return "GiB of GPU memory", (bundle.gpu_mib - max(mib)) / _MIB_PER_GIB
+    return "node with room for all of it at once", 1.0

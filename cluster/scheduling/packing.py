@@ -22,6 +22,7 @@ from cluster.scheduling.devices import (
     Node,
     NodeSpec,
     gpus_of,
+    too_busy,
     too_small,
 )
 from cluster.scheduling.reasons import CapacityShort, LabelMissing, NodeTooSmall
@@ -435,13 +436,22 @@ class Packer:
         missing = "GPU"
         if num_missing <= 0 or not request.bundles[0].shares:
             # Devices are there; what else is not, or how they lie, is the trouble.
-            missing, num_missing = "CPU, memory or place", 1.0
+            missing, num_missing = self._short_beside(request, footprint)
         return CapacityShort(
             num_bundles=len(request.bundles),
             missing=missing,
             num_missing=num_missing,
             strategy=request.strategy.value,
         )
+
+    def _short_beside(self, request: Request, footprint: Footprint) -> tuple[str, float]:
+        first, num = request.bundles[0], len(request.bundles)
+        if request.strategy is Strategy.STRICT_SPREAD and num > 1:
+            num_fit = sum(self._devices_on(node, first) is not None for node in footprint.nodes)
+            if num_fit:
+                return "node with room for one of them", float(max(num - num_fit, 1))
+            num = 1
+        return too_busy(first, num, footprint.nodes, is_together=request.strategy is Strategy.STRICT_PACK)
 
     def _footprint(self, request: Request) -> Footprint:
         first = request.bundles[0]

@@ -116,8 +116,9 @@ class CapacityShort(Waits, frozen=True, tag="capacity_short"):
 
     Attributes:
         num_bundles: Bundles asked for together.
-        missing: What is short: "GPU", "CPU", "memory", a custom resource.
-        num_missing: How much of it, in its own unit (GPUs, CPUs, bytes).
+        missing: What is short: "GPU", "CPU", "GiB of memory", "GiB of GPU memory", a custom resource by its
+            name, a node.
+        num_missing: How much of it, in the unit that `missing` names.
         strategy: How the bundles may lie.
     """
 
@@ -126,6 +127,11 @@ class CapacityShort(Waits, frozen=True, tag="capacity_short"):
     num_missing: float
     strategy: str = "PACK"
     _SENTENCE: ClassVar[str] = "A gang of {num_bundles} ({strategy}) is short by {num_missing:.3g} {missing}"
+
+    def sentence(self, now: float) -> str:
+        """Say it to people."""
+        text = super().sentence(now)
+        return text.replace(f"gang of 1 ({self.strategy})", "replica", 1) if self.num_bundles == 1 else text
 
 
 class LabelMissing(Waits, frozen=True, tag="label_missing"):

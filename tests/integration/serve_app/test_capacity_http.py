@@ -75,7 +75,7 @@ async def test_pool_shows_how_it_stands_and_why_it_cannot_grow(client, redis_url
     assert pool["spec"]["max_crashes"] == 3
     reason = pool["reason"]
     assert (reason["kind"], reason["details"]["missing"]) == ("capacity_short", "GPU")
-    assert reason["sentence"].startswith("A gang of 1 (PACK) is short by 0.25 GPU; about ")
+    assert reason["sentence"].startswith("A replica is short by 0.25 GPU; about ")
     assert reason["until_at"].endswith("Z")
     missing = await client.get("/api/v1/pools/nowhere")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "NOT_FOUND")

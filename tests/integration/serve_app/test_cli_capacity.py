@@ -71,7 +71,7 @@ def test_pools_are_a_table_with_what_holds_them_back_below(url, redis_url):
     assert lines[0] == "POOL CAPABILITIES REPLICAS RUNNING WAITING OLDEST EACH FROM"
     assert "llm llm 1 ready of 0-4 4 3 2.5s 0.25 CPU 0.25 GPU / 4 slots file" in lines
     assert "basic noop 0 of 0-1 0 0 0.1 CPU / 256 slots built-in" in lines
-    assert lines[-1].startswith("llm: A gang of 1 (PACK) is short by 0.25 GPU; about ")
+    assert lines[-1].startswith("llm: A replica is short by 0.25 GPU; about ")
     assert json.loads(tutti("pools", "--json").stdout)["pools"][0]["name"] == "api-caller"
 
 

@@ -183,6 +183,53 @@ def test_packed_gang_spans_as_few_nodes_as_it_can() -> None:
     assert {name for name, _ in spots(nodes.place(gang("g", 6), 0))} == {"a", "c"}
 
 
+# -- what is short
+
+
+def said(nodes: Packer, request: Request) -> str:
+    short = nodes.place(request, 0)
+    assert isinstance(short, CapacityShort)
+    return short.sentence(0)
+
+
+def test_reason_names_the_resource_that_is_short_beside_the_devices() -> None:
+    nodes = Packer()
+    spec = {"num_cpus": 4, "memory_bytes": 8 << 30, "resources": {"lora": 2}}
+    nodes.add_node(NodeSpec(name="a", gpu_memory_gb=(80.0,), **spec))
+    taken = bundle_of(0.25, 60, num_cpus=3, memory_bytes=5 << 30, resources={"lora": 1})
+    assert isinstance(nodes.place(Request("first", (taken,)), 0), Placement)
+    for short, bundle in {
+        "1 CPU": bundle_of(num_cpus=2),
+        "1 GiB of memory": bundle_of(memory_bytes=4 << 30),
+        "0.5 lora": bundle_of(0.25, 1, resources={"lora": 1.5}),
+        "20 GiB of GPU memory": bundle_of(0.25, 40),
+    }.items():
+        assert said(nodes, Request("next", (bundle,))) == f"A replica is short by {short}."
+
+
+def test_reason_of_a_gang_counts_what_all_its_bundles_lack_together() -> None:
+    nodes = Packer()
+    for name in "ab":
+        nodes.add_node(NodeSpec(name=name, num_cpus=3))
+    two = (bundle_of(num_cpus=2),)
+    assert said(nodes, Request("g", two * 3)) == "A gang of 3 (PACK) is short by 2 CPU."
+    spread = said(nodes, Request("g", two * 3, Strategy.STRICT_SPREAD))
+    assert spread == "A gang of 3 (STRICT_SPREAD) is short by 1 node with room for one of them."
+    together = said(nodes, Request("g", two * 2, Strategy.STRICT_PACK))
+    assert together == "A gang of 2 (STRICT_PACK) is short by 1 CPU."
+
+
+def test_reason_says_so_where_there_is_enough_of_everything_but_on_different_nodes() -> None:
+    nodes = Packer()
+    for name, memory_bytes in (("a", 1), ("b", 8)):
+        nodes.add_node(NodeSpec(name=name, num_cpus=4, memory_bytes=memory_bytes, resources={"lora": 1}))
+    on_b, on_a = bundle_of(num_cpus=4, memory_bytes=8), bundle_of(num_cpus=1, resources={"lora": 1})
+    for number, taken in enumerate((on_b, on_a)):
+        assert isinstance(nodes.place(Request(str(number), (taken,)), 0), Placement)
+    both = Request("3", (bundle_of(num_cpus=2, resources={"lora": 1}),))
+    assert said(nodes, both) == "A replica is short by 1 node with room for all of it at once."
+
+
 # -- nodes and ledgers
 
 
