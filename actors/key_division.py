@@ -1,8 +1,8 @@
 """How the limits of concurrency and rate keys are divided between orchestrators, never beyond the limit.
 
-Concurrency is shared as slots are: held until confirmed, raised only by what is really free. A rate is
-divided evenly. A declared key with `*` stands for one limit for each key that matches it; such a key is
-shared between those who have used it lately, and only they are told of it, since there may be very many. A
+Concurrency is shared as slots are: held until confirmed, raised only by what is really free. Rates
+are `rate_division`'s. A declared key with `*` stands for one limit for each key that matches it; such a key
+is shared between those who have used it lately, and only they are told of it, since there may be very many. A
 scheduler that was restarted does not know what the one before it gave out; until all who may have something
 of it have told what they use, nobody gets more.
 """
@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from actors.claimants import SILENCE_S, Claimants
 from actors.fleet import Fleet
 from actors.pool_table import KeyLimit, KeyUse, Needs
+from actors.rate_division import RateDivision
 from cluster.scheduling.grants import fair_targets, raise_limits
 from cluster.store.capacity import LimitSpec, parse_rate
 
@@ -52,12 +53,12 @@ class KeyDivision:
     Args:
         fleet: Its version is raised when shares change.
         claimants: Who shares.
-        num_orchestrators: How many there should be: rates are divided by it.
+        num_orchestrators: How many there should be; see `RateDivision`.
     """
 
     def __init__(self, fleet: Fleet, claimants: Claimants, num_orchestrators: int) -> None:
         self._fleet, self._claimants = fleet, claimants
-        self._num_orchestrators = num_orchestrators
+        self._rates = RateDivision(claimants, num_orchestrators)
         self._declared: dict[str, LimitSpec] = {}
         self._keys: dict[str, _Key] = {}
         self._unconfirmed: dict[str, int] = {}
@@ -73,6 +74,7 @@ class KeyDivision:
         if limits == self._declared:
             return
         self._declared = dict(limits)
+        self._rates.declare(limits)
         for key, state in list(self._keys.items()):
             found = self._find(key)
             if found is None:
@@ -100,6 +102,7 @@ class KeyDivision:
         if first_told and version >= first_told:
             del self._unconfirmed[name]
         self.note(name, needs)
+        self._rates.confirm(name, version)
         for key, state in self._keys.items():
             limit = state.limits.get(name, 0)
             if version >= state.offered_at and (limit or name in state.held):
@@ -108,6 +111,7 @@ class KeyDivision:
     def note(self, name: str, needs: Needs) -> None:
         """Take note of what an orchestrator uses and wants, whatever table it has."""
         now = time.monotonic()
+        self._rates.note(name, needs)
         for key, use in needs.keys.items():
             state = self._keys.get(key)
             if state is None:
@@ -127,8 +131,11 @@ class KeyDivision:
         turn = self._claimants.turn()
         changed = [each for each in list(self._keys) if self._share_key(each, turn, now)]
         is_new = [name for name in turn if self._unconfirmed.get(name) == 0]
-        if changed or is_new:
+        changed_rates = self._rates.share(may_raise=not self._unconfirmed)
+        if changed or changed_rates or is_new:
             self._fleet.bump()
+        for key in changed_rates:
+            self._rates.offer(key, self._fleet.version)
         for key in changed:
             self._keys[key].offered_at = self._fleet.version
         for name in is_new:
@@ -186,8 +193,8 @@ class KeyDivision:
         if not spec.rate:
             return KeyLimit(key, share)
         num, per_s = parse_rate(spec.rate)
-        parts = max(self._num_orchestrators, len(self._claimants))
-        return KeyLimit(key, share, num / parts, per_s, max(spec.burst / parts, 1.0))
+        part = self._rates.part_of(key, name)
+        return KeyLimit(key, share, num * part, per_s, max(spec.burst * part, 1.0))
 
     def uses(self) -> dict[str, tuple[LimitSpec, int, str]]:
         """Tell for each key that is declared or in use its limit, how many StepRuns hold it, and the pattern

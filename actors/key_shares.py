@@ -135,11 +135,11 @@ class KeyShares:
         self._wanted.clear()
 
     def uses(self) -> dict[str, KeyUse]:
-        """Tell the scheduler how declared concurrency keys are used."""
+        """Tell the scheduler how declared keys are used; of rates that only a pattern declares, nothing."""
         uses: dict[str, KeyUse] = {}
         for declared in (self._declared, self._made):
             for key, limit in declared.items():
-                if limit.max_concurrent is not None:
+                if limit.max_concurrent is not None or (limit.rate_num and declared is self._declared):
                     use = KeyUse(self.limits.num_used(key), self._wanted.get(key, 0))
                     if use.num_used or use.num_wanted:
                         uses[key] = use

@@ -110,10 +110,15 @@ class Limits:
         if num <= 0 or per_s <= 0 or burst < 1:
             raise ValueError(f"the rate of {key} must be above 0 and its burst at least 1")
         rate = self._rates.setdefault(key, _Rate())
+        num_left = burst
+        if rate.interval_s:
+            # A share that is raised brings nothing to spend at once: that was another's, and may be spent.
+            owed = max(rate.due_at - now, 0.0) / rate.interval_s
+            num_left = min(max(rate.tolerance_s / rate.interval_s + 1.0 - owed, 0.0), burst)
         rate.num, rate.per_s = num, per_s
         rate.interval_s = per_s / num
         rate.tolerance_s = (burst - 1.0) * rate.interval_s
-        rate.due_at = min(rate.due_at, now + rate.tolerance_s + rate.interval_s)
+        rate.due_at = now + (burst - num_left) * rate.interval_s
         return self._wake(key, now) if key in self._watchers else ()
 
     def forget(self, key: str, now: float) -> tuple[Watcher, ...]:

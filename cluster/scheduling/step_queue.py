@@ -450,15 +450,16 @@ class StepQueue:
             self._limits.watch(reason.key, self)
         elif reason.until_at is not None:
             self._limits.watch(reason.key, self)
-            if reason.key not in self._timer_by_key:
+            if reason.until_at < self._timer_by_key.get(reason.key, math.inf):
                 self._timer_by_key[reason.key] = reason.until_at
                 heappush(self._timers, (reason.until_at, reason.key))
 
     def _wake_timers(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
-            _, key = heappop(self._timers)
-            del self._timer_by_key[key]
-            self.wake(key, now)
+            at, key = heappop(self._timers)
+            if self._timer_by_key.get(key) == at:
+                del self._timer_by_key[key]
+                self.wake(key, now)
 
     def wake(self, key: str, now: float) -> bool:
         """Look again at what waits for a key; return whether something still does. See `limits.Watcher`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,11 +90,56 @@ def test_lowered_limit_is_lowered_at_once() -> None:
     assert rig.attend("a") == {}
 
 
-def test_rate_and_burst_are_divided_evenly() -> None:
+def told_rate(rig: Rig, name: str) -> float:
+    (limit,) = rig.division.limits_for(name)
+    return limit.rate_num
+
+
+def test_rate_goes_to_those_whose_steps_wait_once_the_others_have_confirmed_less() -> None:
     rig = Rig(k=LimitSpec(rate="10/m", burst=6))
-    rig.attend("a")
+    for name in "ababab":
+        rig.attend(name)
     (limit,) = rig.division.limits_for("a")
-    assert (limit.max_concurrent, limit.rate_num, limit.rate_per_s, limit.burst) == (None, 5.0, 60.0, 3.0)
+    assert (limit.max_concurrent, limit.rate_per_s) == (None, 60.0)
+    assert limit.rate_num == pytest.approx(5.0, rel=0.01)
+    assert limit.burst == pytest.approx(3.0, rel=0.01)
+    rig.attend("a", {"k": 3})
+    assert told_rate(rig, "a") == pytest.approx(5.0, rel=0.01), "b may still use its half"
+    rig.attend("b")
+    rig.attend("b")
+    rig.attend("a", {"k": 3})
+    assert told_rate(rig, "a") == pytest.approx(10.0, rel=0.01)
+    assert 0 < told_rate(rig, "b") < 0.1
+
+
+def test_new_scheduler_tells_only_floors_of_rates_until_all_have_its_table() -> None:
+    rig = Rig(k=LimitSpec(rate="10/m"))
+    rig.division.begin(["a", "b"])
+    rig.attend("a", {"k": 1})
+    rig.attend("a", {"k": 1})
+    assert told_rate(rig, "a") < 0.1, "b may still use what it was told before"
+    for name in "bba":
+        rig.attend(name, {"k": 1} if name == "a" else None)
+    assert told_rate(rig, "a") > 5
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans(), st.booleans()), max_size=40))
+def test_rates_that_orchestrators_obey_never_exceed_the_declared_one_together(
+    moves: list[tuple[str, bool, bool]],
+) -> None:
+    rig = Rig(k=LimitSpec(rate="10/m"))
+    obeyed: dict[str, float] = {}
+    for name, wants, is_delivered in moves:
+        version = rig.versions.get(name, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            # Who has wanted wants for long, or nobody does any more.
+            patch.setattr("actors.rate_division._KEPT_S", 60.0 if wants else 0.0)
+            rig.attend(name, {"k": 1} if wants else None)
+        if is_delivered:
+            obeyed[name] = told_rate(rig, name)
+        else:
+            rig.versions[name] = version
+        assert sum(obeyed.values()) <= 10.0 + 1e-9
 
 
 @given(

@@ -111,3 +111,25 @@ def test_impossible_rate_is_refused(num: float, per_s: float, burst: float) -> N
         Limits().set_rate("k", num, per_s, 0, burst)
     with pytest.raises(ValueError, match="negative"):
         Limits().set_concurrency("k", -1, 0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.01, 0.5, 0.99]), st.floats(0.0, 3.0), st.integers(0, 5)), max_size=40
+    )
+)
+def test_rate_whose_shares_move_between_holders_never_lets_more_begin_than_was_declared(
+    moves: list[tuple[float, float, int]],
+) -> None:
+    num_per_s, burst, now, begun = 2.0, 4.0, 0.0, 0
+    holders = (Limits(), Limits())
+    for part, pause_s, num_wanted in moves:
+        for holder, share in zip(holders, (part, 1.0 - part), strict=True):
+            holder.set_rate("k", num_per_s * share, 1.0, now, max(burst * share, 1.0))
+        for holder in holders:
+            for _ in range(num_wanted):
+                if holder.blocking(("k",), now) is None:
+                    holder.acquire(("k",), now)
+                    begun += 1
+        assert begun <= burst + len(holders) + num_per_s * now + 1e-6
+        now += pause_s

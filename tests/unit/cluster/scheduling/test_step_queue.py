@@ -448,3 +448,16 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
 AnyOrderOfEvents.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
+
+
+def test_rate_that_is_raised_is_asked_again_by_its_new_pace_and_not_by_the_old_one() -> None:
+    limits = Limits()
+    limits.set_rate("k", 1, 1000, 0)
+    waiting = StepQueue("llm", limits)
+    for number in range(3):
+        waiting.push(QueuedStep(number, "t", 50, 0.0, keys=("k",)))
+    assert waiting.pop(0.0) is not None
+    assert (waiting.pop(0.0), waiting.next_wake_at()) == (None, 1000.0)
+    limits.set_rate("k", 1, 2, 1.0)
+    assert (waiting.pop(1.0), waiting.next_wake_at()) == (None, pytest.approx(3.0, abs=0.01))
+    assert waiting.pop(3.0) is not None
