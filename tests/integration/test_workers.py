@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -181,3 +182,62 @@ def test_redis_that_is_killed_loses_no_task(service: ServiceProcess, client: htt
         server.kill()
         for run_id in runs:
             assert until(client, run_id, ended)["status"] == "succeeded"
+
+
+async def hold_polls(
+    url: str, num: int, num_tasks: int, all_wait: asyncio.Event, go_on: asyncio.Event
+) -> int:
+    """Be many workers that wait; each comes back when its poll breaks. Counts accepted results."""
+    waiting: set[int] = set()
+    accepted = 0
+    done = asyncio.Event()
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=num)
+
+    async def be_worker(client: httpx.AsyncClient, number: int) -> None:
+        nonlocal accepted
+        name = f"held-{number % (num - 1)}"  # two of them under one id
+        about = {"worker_id": name, "supported_tasks": ["held"]}
+        while not done.is_set():
+            try:
+                await client.post("/_worker/workers/register", json=about)
+                waiting.add(number)
+                if len(waiting) == num:
+                    all_wait.set()
+                answer = await client.get(f"/_worker/workers/{name}/tasks/next", params={"timeout": 20})
+                if answer.status_code != 200:
+                    continue
+                task = answer.json()
+                body = {"job_id": task["job_id"], "task_id": task["task_id"], "worker_id": name, "data": 1}
+                told = (await client.post("/_worker/tasks/result", json=body)).json()
+                accepted += told.get("status") == "result_accepted_success"
+                if accepted >= num_tasks:
+                    done.set()
+            except (httpx.HTTPError, ValueError):
+                await asyncio.sleep(0.2)
+
+    headers = {"X-Worker-Token": TOKEN}
+    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=30) as client:
+        working = [asyncio.create_task(be_worker(client, number)) for number in range(num)]
+        await go_on.wait()
+        async with asyncio.timeout(90):
+            await done.wait()
+        for each in working:
+            each.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+    return accepted
+
+
+async def test_replica_that_is_killed_with_500_held_polls_swallows_no_task(
+    service: ServiceProcess, client: httpx.Client
+) -> None:
+    all_wait, go_on = asyncio.Event(), asyncio.Event()
+    holding = asyncio.create_task(hold_polls(service.url, 500, 40, all_wait, go_on))
+    await asyncio.wait_for(all_wait.wait(), 60)
+    parts(service, "ServeReplica")[0].kill()
+    for n in range(40):
+        await asyncio.to_thread(submit, client, f"held-run-{n}", "held")
+    go_on.set()
+    assert await holding >= 40
+    for n in range(40):
+        run = await asyncio.to_thread(until, client, f"held-run-{n}", ended)
+        assert run["status"] == "succeeded"
