@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from actors.placing import FOREIGN
 from cluster.scheduling.devices import SHARES_PER_GPU, Device, gpus_of
+from cluster.scheduling.limits import capability_key
 from cluster.store import keys
 from cluster.store.capacity import (
     CapacitySnapshot,
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["CapacityReport"]
 
 _REPEAT_S = 5.0
-_MEMORY = 60
+_MEMORY = 512
+_WAITS_KEPT_S = 60.0
 _PARTS = 10_000
 _MIB_PER_GIB = 1024
 _OTHERS = "others"
@@ -51,7 +54,7 @@ class CapacityReport:
     ) -> None:
         self._redis, self._fleet, self._claimants = redis, fleet, claimants
         self._placing, self._division = placing, division
-        self._waits: dict[str, deque[float]] = {}
+        self._waits: dict[str, deque[tuple[float, float]]] = {}
         self._last: bytes = b""
         self._written_at = -math.inf
 
@@ -71,21 +74,21 @@ class CapacityReport:
         self._last, self._written_at = told, snapshot.at
 
     def _observe_waits(self) -> None:
-        """Note how long the oldest StepRun of each capability has waited; what does not wait ages out."""
-        oldest: dict[str, float] = {}
-        for claimant in self._claimants:
-            for capability, seconds in claimant.needs.waiting_s.items():
-                oldest[capability] = max(oldest.get(capability, 0.0), seconds)
-        for capability in oldest.keys() - self._waits.keys():
-            self._waits[capability] = deque(maxlen=_MEMORY)
+        """Note how long those waited that got a slot; what is older than a minute is forgotten."""
+        now = time.monotonic()
+        for key, waited in self._claimants.take_begun():
+            capability = key.removeprefix(capability_key(""))
+            self._waits.setdefault(capability, deque(maxlen=_MEMORY)).append((now, waited))
         for capability, seen in list(self._waits.items()):
-            seen.append(oldest.get(capability, 0.0))
-            if not any(seen):
+            while seen and seen[0][0] < now - _WAITS_KEPT_S:
+                seen.popleft()
+            if not seen:
                 del self._waits[capability]
 
     def snapshot(self) -> CapacitySnapshot:
         """Make it."""
         packer = self._placing.packer
+        waits = {name: sorted(waited for _, waited in seen) for name, seen in self._waits.items()}
         return CapacitySnapshot(
             at=time.time(),
             nodes=tuple(self._nodes()),
@@ -97,7 +100,7 @@ class CapacityReport:
             utilisation=round(packer.utilisation if packer.total_shares else self._cpu_utilisation(), 4),
             fragmentation=round(packer.fragmentation, 4),
             scale_events=dict(self._fleet.scale_events),
-            wait_s={name: (_rank(seen, 0.5), _rank(seen, 0.95)) for name, seen in self._waits.items()},
+            wait_s={name: (_rank(seen, 0.5), _rank(seen, 0.95)) for name, seen in waits.items()},
         )
 
     def _cpu_utilisation(self) -> float:
@@ -168,7 +171,6 @@ class CapacityReport:
         )
 
 
-def _rank(values: Any, fraction: float) -> float:
+def _rank(ordered: Sequence[float], fraction: float) -> float:
     """Nearest rank."""
-    ordered = sorted(values)
     return float(round(ordered[min(int(fraction * len(ordered)), len(ordered) - 1)], 3))

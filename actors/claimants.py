@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from actors.fleet import FleetPool
@@ -12,6 +13,8 @@ __all__ = ["SILENCE_S", "Claimant", "Claimants"]
 
 SILENCE_S = 6.0
 """Who was not heard of for so long has lost its partitions long ago, and starts nothing."""
+
+_MAX_BEGUN = 4096
 
 
 class Claimant:
@@ -41,6 +44,7 @@ class Claimants:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Claimant] = {}
+        self._begun: deque[tuple[str, float]] = deque(maxlen=_MAX_BEGUN)
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -61,7 +65,14 @@ class Claimants:
             claimant = self._by_name[name] = Claimant()
         claimant.seen_at = time.monotonic()
         claimant.needs = needs
+        self._begun.extend(needs.begun)
         return claimant
+
+    def take_begun(self) -> list[tuple[str, float]]:
+        """Take what was told of StepRuns that got a slot: see `Needs.begun`."""
+        begun = list(self._begun)
+        self._begun.clear()
+        return begun
 
     def drop_silent(self) -> None:
         """Forget those who are gone."""

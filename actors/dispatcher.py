@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,7 @@ __all__ = ["Dispatcher"]
 _MAX_CRASHES = 3
 _NOTICEABLE_S = 1.0
 _LEAST_COST_S = 0.001
+_MAX_BEGUN = 256
 _REFUSED_AFTER_S = 3.0  # a pool that was just declared is known here after the next table
 
 Assign = Callable[[Ready, ReplicaLink], "AttemptKey | None"]
@@ -99,6 +101,7 @@ class Dispatcher:
         self._offers: tuple[Any, ...] | None = None
         self._to_serve: dict[PoolLine, None] = {}
         self._is_gathering = False
+        self._begun: deque[tuple[str, float]] = deque(maxlen=_MAX_BEGUN)
         # Unix seconds that never go back: Runs bring the instants of other machines with them.
         self._clock_offset_s = time.time() - time.monotonic()
 
@@ -131,7 +134,7 @@ class Dispatcher:
         is_suspect = crashes > 0 and crashes >= self._crash_limit(line.entry) - 1
         if not is_suspect and not line.suspects and line.queue.may_pass(step, _NOTICEABLE_S):
             link = line.best_link(compiled.wish.model)
-            if link is not None and self._start_at_once(ready, step, link):
+            if link is not None and self._start_at_once(ready, step, link, before):
                 return
         ready_at = self.now() if before is None else before.item.ready_at
         self._push(line, step, Wait(ready, compiled.wish, ready_at, is_suspect))
@@ -140,7 +143,9 @@ class Dispatcher:
         else:
             self._serve(line)
 
-    def _start_at_once(self, ready: Ready, step: QueuedStep, link: ReplicaLink) -> bool:
+    def _start_at_once(
+        self, ready: Ready, step: QueuedStep, link: ReplicaLink, before: QueuedStep | None
+    ) -> bool:
         """Start a step past the queue: the slot that has just become free goes to the next Step of the Run
         that had it, in the same commit, and a lone Step need not wait for anybody's turn.
         """
@@ -152,6 +157,7 @@ class Dispatcher:
         if attempt is None:
             return True  # it does not wait any more
         self.shares.hold(attempt, keys, now)
+        self._begun.append((keys[1], 0.0 if before is None else now - before.item.ready_at))
         if step.lane:
             link.hold_model(step.lane)
         return True
@@ -282,6 +288,7 @@ class Dispatcher:
             self._wake(self.shares.limits.release(keys, now))
             return None
         self.shares.hold_taken(attempt, keys, now, step, line.queue)
+        self._begun.append((keys[1], now - step.item.ready_at))
         if step.lane:
             link.hold_model(step.lane)
         return attempt
@@ -446,18 +453,16 @@ class Dispatcher:
         """Say what the scheduler must know. What waits for keys asks for no slots."""
         now = self.now()
         replicas = self._replicas
-        needs = Needs(
-            {}, replicas.in_use(), {}, {}, {}, dict(self._mean_s), replicas.grants(), self.shares.uses()
-        )
+        begun, mean_s = tuple(self._begun), dict(self._mean_s)
+        self._begun.clear()
+        needs = Needs({}, replicas.in_use(), {}, {}, begun, mean_s, replicas.grants(), self.shares.uses())
         for name, line in self.lines.items():
             num = len(line.suspects) + sum(link.exclusive for link in line.links)
             if num:
                 needs.suspects[name] = num
             if demand := line.demand():
                 needs.demand[name] = demand
-                for capability, seconds in line.waits_s(now).items():
-                    needs.waiting_s[capability] = max(needs.waiting_s.get(capability, 0.0), seconds)
-                    needs.oldest_s[name] = max(needs.oldest_s.get(name, 0.0), seconds)
+                needs.oldest_s[name] = line.oldest_s(now)
         return needs
 
     def reasons(self, run_id: str) -> dict[Ready, Reason]:

@@ -152,9 +152,9 @@ class PoolLine:
             counts[priority] -= count
         return {priority: count for priority, count in counts.items() if count > 0}
 
-    def waits_s(self, now: float) -> dict[str, float]:
-        """Tell how long the one that waits longest has waited, by capability."""
-        return {name: now - each.oldest_at(now) for name, each in self.backlogs.items() if each.num}
+    def oldest_s(self, now: float) -> float:
+        """Tell how long the one that waits longest has waited."""
+        return max((now - each.oldest_at(now) for each in self.backlogs.values() if each.num), default=0.0)
 
     @property
     def num_waiting(self) -> int:

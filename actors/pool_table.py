@@ -32,7 +32,8 @@ class Needs(NamedTuple):
         in_use: Attempts that have one, by replica.
         suspects: StepRuns that wait for a replica of their own or have it, by pool.
         oldest_s: How long the one that waits longest has waited, by pool.
-        waiting_s: The same by capability.
+        begun: Of StepRuns that got a slot since the last time: the key of the capability and the seconds it
+            waited, of the youngest few hundred.
         mean_s: Mean seconds of an attempt, by capability.
         grants: Slots it was told it may use, by replica: a new scheduler learns it from here.
         keys: Use of declared concurrency keys only; concrete keys, not patterns.
@@ -42,7 +43,7 @@ class Needs(NamedTuple):
     in_use: dict[str, int]
     suspects: dict[str, int]
     oldest_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
-    waiting_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
+    begun: tuple[tuple[str, float], ...] = ()
     mean_s: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
     grants: dict[str, int] = {}  # noqa: RUF012 - nobody writes to it
     keys: dict[str, KeyUse] = {}  # noqa: RUF012 - nobody writes to it

@@ -39,7 +39,12 @@ def capacity_families(snapshot: CapacitySnapshot) -> Iterator[Metric]:
         for capability, (p50, p95) in snapshot.wait_s.items()
         for quantile, value in (("0.5", p50), ("0.95", p95))
     }
-    yield _gauge("step_wait_seconds", "Wait for a slot of late", waits, ("capability", "quantile"))
+    yield _gauge(
+        "step_wait_seconds",
+        "Wait of Steps that got a slot in the last minute",
+        waits,
+        ("capability", "quantile"),
+    )
     events = CounterMetricFamily(_PREFIX + "scale_events", "Since the scheduler began", labels=["event"])
     for event, count in snapshot.scale_events.items():
         events.add_metric([event], count)

@@ -130,7 +130,8 @@ class CapacitySnapshot(msgspec.Struct, frozen=True):
         utilisation: Share of all devices (CPUs where there are none) that is held, 0 to 1.
         fragmentation: Share of the free device capacity that no whole device has, 0 to 1.
         scale_events: Counts since the scheduler began: started, retired, evicted, lost.
-        wait_s: Median and 95th percentile of the wait for a slot, by capability.
+        wait_s: Median and 95th percentile of how long StepRuns waited that got a slot in the last minute (the
+            last 512 of them), by capability.
     """
 
     at: float

@@ -128,6 +128,9 @@ def test_pool_grows_with_what_waits_up_to_its_bound(pools: DeclaredPools) -> Non
     with pools.work("one", 10):
         pools.await_replicas("grows", 3)
         eventually(lambda: pools.num_begun() == 6, "all slots are in use")
+        eventually(
+            lambda: pools.snapshot().wait_s.get("one", (0.0, 0.0))[1] > 0.0, "what they waited is told"
+        )
         pools.declare("grows", capabilities=["one"], concurrency=2, max_replicas=4, min_replicas=1)
         eventually(lambda: pools.num_begun() == 8, "one more works")
 

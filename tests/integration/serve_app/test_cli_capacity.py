@@ -123,7 +123,8 @@ def test_option_before_a_subcommand_is_refused_because_it_would_have_no_effect(u
 
 
 def test_limits_are_set_listed_and_removed(url, redis_url):
-    tell(redis_url, snapshot())
+    of_pattern = {"key": "user-7", "max_concurrent": 1, "num_used": 1, "pattern": "user-*"}
+    tell(redis_url, snapshot(limits=[*snapshot()["limits"][:3], of_pattern]))
     assert tutti("limits", "set", "user-*", "--max", "2", "--rate", "10/m", "--burst", "3").exit_code == 0
     lines = _lines(tutti("limits"))
     assert lines == [

@@ -190,9 +190,19 @@ async def test_what_waits_is_asked_for_in_the_pool_it_waits_for_and_in_no_other(
     needs = rig.dispatcher.needs()
     assert needs.demand == {"small": {50: 1}, "large": {90: 1}}
     assert set(needs.oldest_s) == {"small", "large"}
-    assert set(needs.waiting_s) == {"work"}
     rig.dispatcher.forget("urgent")
     assert rig.dispatcher.needs().demand == {"small": {50: 1}}
+
+
+async def test_each_step_that_got_a_slot_is_told_once_with_how_long_it_waited(rig: Rig) -> None:
+    rig.table()
+    for name in ("first", "second", "third"):
+        rig.submit(name)
+    assert rig.dispatcher.needs().begun == (("capability:work", 0.0),)
+    rig.end("first")
+    ((key, waited),) = rig.dispatcher.needs().begun
+    assert (key, waited > 0.0) == ("capability:work", True)
+    assert rig.dispatcher.needs().begun == ()
 
 
 async def test_reasons_tell_the_place_in_the_queue_and_when_it_will_be_reached(rig: Rig) -> None:
